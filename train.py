@@ -1,10 +1,129 @@
-"""Trains one of the course's networks without a notebook: python train.py NAME."""
+"""Trains the course's networks without a notebook: `python train.py NAME`.
+
+A run lives in runs/NAME/. Stopped at any time, the same command goes on at the last whole epoch.
+"""
+
 import argparse
+import json
+import sys
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
 import torch
+
 import models
-from utils import SEED_RECIPE, load_data, train
+from utils import (
+    SEED_RECIPE,
+    DataError,
+    Recipe,
+    count_parameters,
+    hold_out,
+    load_data,
+    train,
+    write_whole,
+)
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+class Experiment(NamedTuple):
+    """A network and how it is trained. `options` are the arguments of the class `network` in models.py."""
+
+    network: str
+    options: dict
+    recipe: Recipe
+
+    def build(self) -> torch.nn.Module:
+        """The network with the initial weights that belong to the recipe's seed."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.recipe.seed)
+            return getattr(models, self.network)(**self.options)
+
+    def __str__(self) -> str:
+        return f"{self.network}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
+
+
+ONE_CYCLE = replace(SEED_RECIPE, schedule="one-cycle", learning_rate=0.1, momentum=0.9, nesterov=True)
+AUGMENTED = replace(ONE_CYCLE, crop=4, flip=True, label_smoothing=0.1)
+
+EXPERIMENTS = {
+    "seednet": Experiment("SeedNet", {"apply_relu": False}, SEED_RECIPE),
+    # The ladder: each rung is the one above with one thing mended.
+    "ladder-1": Experiment("SeedNet", {"apply_relu": True}, SEED_RECIPE),
+    "ladder-2": Experiment("SeedNet", {"apply_relu": True}, ONE_CYCLE),
+    "ladder-3": Experiment("SeedNet", {"apply_relu": True, "mend_strides": True}, ONE_CYCLE),
+    "ladder-4": Experiment("SeedNet", {"apply_relu": True, "mend_strides": True, "dropout": 0.0}, AUGMENTED),
+}
+
+
+def record(name: str, experiment: Experiment, history: list[dict], command: str, root: Path, assets: Path) -> None:
+    """Add a finished run to `assets`/results.json, its history beside it as runs/`name`.jsonl, and its weights."""
+    results = assets / "results.json"
+    rows = json.loads(results.read_text()) if results.exists() else []
+    surroundings = json.loads((root / name / "environment.json").read_text())
+    row = {
+        "run": name,
+        "network": str(experiment),
+        "parameters": count_parameters(experiment.build()),
+        "epochs": len(history),
+        "seed": experiment.recipe.seed,
+        "test_accuracy": history[-1]["test_accuracy"],
+        "test_loss": history[-1]["test_loss"],
+        "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
+        **surroundings,
+        "command": command,
+        "recipe": asdict(experiment.recipe),
+    }
+    rows = sorted([other for other in rows if other["run"] != name] + [row], key=lambda row: row["run"])
+    (assets / "runs").mkdir(parents=True, exist_ok=True)
+    history_text = (root / name / "history.jsonl").read_text()
+    write_whole(assets / "runs" / f"{name}.jsonl", lambda path: path.write_text(history_text))
+    write_whole(results, lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
+
+
+def parse_setting(text: str) -> tuple[str, object]:
+    """ "epochs=5" -> ("epochs", 5), in the type of the recipe's field."""
+    name, _, value = text.partition("=")
+    types = {field.name: type(field.default) for field in fields(Recipe)}
+    if name not in types:
+        raise argparse.ArgumentTypeError(f"a recipe has no field {name!r}; it has {', '.join(types)}")
+    if types[name] is bool and value not in ("True", "False"):
+        raise argparse.ArgumentTypeError(f"{name} is True or False, not {value!r}")
+    try:
+        return name, value == "True" if types[name] is bool else types[name](value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{name} is of type {types[name].__name__}, not {value!r}") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("name", choices=EXPERIMENTS, help="the experiment")
+    parser.add_argument("--run", help="name of the run, if it is not the experiment's")
+    parser.add_argument(
+        "--set", nargs="+", default=[], type=parse_setting, metavar="FIELD=VALUE", help="change the recipe"
+    )
+    parser.add_argument("--data", help="folder or tar archive of images, or digits (see load_data)")
+    parser.add_argument("--validation", type=int, metavar="N", help="hold out N training images and test on those")
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    parser.add_argument("--record", action="store_true", help="add the finished run to assets/")
+    given = parser.parse_args(arguments)
+    experiment = EXPERIMENTS[given.name]
+    try:
+        experiment = experiment._replace(recipe=replace(experiment.recipe, **dict(given.set)))
+        data = load_data(given.data)
+        if given.validation:
+            data = hold_out(data, given.validation)
+        name = given.run or given.name
+        history = train(experiment.build(), data, experiment.recipe, run=name, root=given.root)
+    except (DataError, ValueError, FloatingPointError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if given.record:
+        command = "python train.py " + " ".join(arguments if arguments is not None else sys.argv[1:])
+        record(name, experiment, history, command, given.root, ASSETS)
+    return 0
+
 
 if __name__ == "__main__":
-    data = load_data("data/cifar10")
-    torch.manual_seed(SEED_RECIPE.seed)
-    train(models.SeedNet(apply_relu=False), data, SEED_RECIPE, run="seednet")
+    sys.exit(main())

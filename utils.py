@@ -1,4 +1,6 @@
-"""Data, batches, training, evaluation and figures, in the order in which the data flows through them."""
+"""Data, batches, training and evaluation, in the order in which the data flows through them; figures.py draws it."""
+
+from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -16,9 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -26,6 +26,18 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.utils import download_url
 from tqdm.auto import tqdm
+
+from figures import (  # noqa: F401 - so that a notebook imports all from here
+    draw_onnx,
+    export_onnx,
+    plot_accuracies,
+    plot_augmentations,
+    plot_confusion_matrix,
+    plot_mistakes,
+    plot_performance,
+    plot_receptive_field,
+    plot_samples,
+)
 
 # ---------------------------------------------------------------------------------------------------------------- data
 
@@ -88,6 +100,24 @@ def load_data(source: str | Path | None = None, root: str | Path = "data") -> Da
         return _load_digits()
 
 
+def hold_out(data: Data, count: int, seed: int = 0) -> Data:
+    """Set `count` random training images aside as the test images, so that settings are chosen without the test set.
+
+    Raises:
+        DataError: there are not more than `count` training images.
+    """
+    total = len(data.train_labels)
+    if not 0 < count < total:
+        raise DataError(f"{count} of {total} training images cannot be held out: choose 1 to {total - 1}.")
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    held, kept = order[:count], order[count:]
+    return data._replace(
+        train_images=data.train_images[kept], train_labels=data.train_labels[kept],
+        test_images=data.train_images[held], test_labels=data.train_labels[held],
+        copy=f"{data.copy}, {count:,} training images held out as the test set",
+    )  # fmt: skip
+
+
 def _load_digits() -> Data:
     """1,797 handwritten digits of 8x8 grey pixels, upscaled; a fixed fifth of them is the test set."""
     from sklearn.datasets import load_digits
@@ -112,7 +142,7 @@ def _load_cached(source: Path, root: Path) -> Data:
             return Data(*torch.load(cache, weights_only=True))
     data = _read_archive(source, root) if source.is_file() else _read_folder(source)
     cache.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(cache, lambda path: torch.save(tuple(data), path))
+    write_whole(cache, lambda path: torch.save(tuple(data), path))
     return data
 
 
@@ -245,7 +275,7 @@ def _download_cifar10(root: Path, mirrors: tuple[str, ...] = CIFAR10_MIRRORS, at
     raise DataError(f"Download {CIFAR10_ARCHIVE} by hand into {root}/. Tried {'; '.join(dict.fromkeys(failures))}.")
 
 
-def _write_whole(path: Path, write) -> None:
+def write_whole(path: Path, write) -> None:
     """Call `write(temporary)` and rename the result to `path`, so that `path` is never half-written."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -320,8 +350,14 @@ class Batches:
             return torch.randint(high, (self.n,), generator=generator)
 
         order = torch.randperm(self.n, generator=generator) if self.shuffle else torch.arange(self.n)
-        drawn = {"index": order, "down": draw(2 * self.crop + 1) - self.crop, "right": draw(2 * self.crop + 1) - self.crop}
-        drawn |= {"mirrored": draw(2 if self.flip else 1), "cut_y": draw(self.height), "cut_x": draw(self.width)}
+        drawn = {
+            "index": order,
+            "down": draw(2 * self.crop + 1) - self.crop,
+            "right": draw(2 * self.crop + 1) - self.crop,
+            "mirrored": draw(2 if self.flip else 1),
+            "cut_y": draw(self.height),
+            "cut_x": draw(self.width),
+        }
         drawn = {name: values.to(self.device) for name, values in drawn.items()}
         for start in range(0, self.n, self.batch_size):
             yield self._batch(**{name: values[start : start + self.batch_size] for name, values in drawn.items()})
@@ -341,6 +377,18 @@ class Batches:
             cut_columns = (x >= cut_x[:, None] - half) & (x < cut_x[:, None] - half + self.cutout)  # (B, W)
             images.masked_fill_((cut_rows[:, :, None] & cut_columns[:, None, :])[..., None], 0)  # 0 is the mean
         return images.permute(0, 3, 1, 2), self.labels[index]
+
+
+def augmented_versions(data: Data, recipe: Recipe, index: int = 0, count: int = 8) -> torch.Tensor:
+    """A training image, and then `count` of its augmentations by `recipe`: (1 + count, 3, H, W) uint8."""
+    image = data.train_images[index]
+    # A mean of 0 and a deviation of 1 leave the pixels at 0..1.
+    batches = Batches(
+        image.repeat(count, 1, 1, 1), torch.zeros(count), count, torch.zeros(3), torch.ones(3), crop=recipe.crop,
+        flip=recipe.flip, cutout=recipe.cutout, seed=recipe.seed,
+    )  # fmt: skip
+    augmented, _ = next(iter(batches))
+    return torch.cat([image[None], (augmented * 255).round().to(torch.uint8)])
 
 
 def _reflect(position: torch.Tensor, size: int) -> torch.Tensor:
@@ -386,15 +434,15 @@ class Recipe:
 
         for field, choices in RECIPE_CHOICES.items():
             check(getattr(self, field) in choices, field, f"choose from {', '.join(choices)}")
-        for field in ("epochs", "batch_size", "step_epochs"):
-            check(isinstance(getattr(self, field), int) and getattr(self, field) > 0, field, "give a whole number over 0")
-        for field in ("crop", "cutout", "seed"):
-            check(isinstance(getattr(self, field), int) and getattr(self, field) >= 0, field, "give a whole number")
+        for field in ("epochs", "batch_size", "step_epochs", "crop", "cutout", "seed"):
+            lowest = 1 if field in ("epochs", "batch_size", "step_epochs") else 0
+            value = getattr(self, field)
+            check(isinstance(value, int) and lowest <= value < 2**31, field, f"give a whole number from {lowest} up")
         for field in ("learning_rate", "step_factor"):
-            check(math.isfinite(getattr(self, field)) and getattr(self, field) > 0, field, "give a number over 0")
+            check(0 < getattr(self, field) < math.inf, field, "give a number over 0")
         for field in ("momentum", "label_smoothing", "warmup"):
             check(0 <= getattr(self, field) < 1, field, "give a number from 0 up to, but not including, 1")
-        check(math.isfinite(self.weight_decay) and self.weight_decay >= 0, "weight_decay", "give 0 or more")
+        check(0 <= self.weight_decay < math.inf, "weight_decay", "give a number from 0 up")
         check(self.momentum > 0 or not self.nesterov, "nesterov", "give it a momentum over 0")
 
 
@@ -591,11 +639,13 @@ def _print_settings(model, data, recipe, device, dtype, done) -> None:
 
 
 def _print_test(record: dict, total: int, optimizer: torch.optim.Optimizer) -> None:
-    print(
-        f"Test set: Average loss: {record['test_loss']:.4f}, "
-        f"Accuracy: {record['test_correct']}/{total} ({record['test_accuracy']:.2f}%)\n"
-    )
+    print(_test_line(record, total), end="\n\n")
     print(f"Adjusting learning rate of group 0 to {optimizer.param_groups[0]['lr']:.4e}.", flush=True)
+
+
+def _test_line(record: dict, total: int) -> str:
+    score = f"{record['test_correct']}/{total} ({record['test_accuracy']:.2f}%)"
+    return f"Test set: Average loss: {record['test_loss']:.4f}, Accuracy: {score}"
 
 
 class Run:
@@ -621,7 +671,7 @@ class Run:
         if checkpoint is None:
             for name, content in (("recipe", self.identity["recipe"]), ("environment", self.environment)):
                 text = json.dumps(content, indent=2) + "\n"
-                _write_whole(self.folder / f"{name}.json", lambda path, text=text: path.write_text(text))
+                write_whole(self.folder / f"{name}.json", lambda path, text=text: path.write_text(text))
             return []
         kept = checkpoint["identity"]
         kept["recipe"] = asdict(Recipe(**kept["recipe"]))  # fields that came later have their defaults
@@ -639,9 +689,9 @@ class Run:
         """Write the checkpoint beside the last one, which is kept until the new one is whole, then the history."""
         checkpoint = {name: part.state_dict() for name, part in state.items()}
         checkpoint |= {"identity": self.identity, "history": history}
-        _write_whole(self.folder / "checkpoint.pt", lambda path: torch.save(checkpoint, path))
+        write_whole(self.folder / "checkpoint.pt", lambda path: torch.save(checkpoint, path))
         text = "".join(json.dumps(record) + "\n" for record in history)
-        _write_whole(self.folder / "history.jsonl", lambda path: path.write_text(text))
+        write_whole(self.folder / "history.jsonl", lambda path: path.write_text(text))
 
     def _load(self) -> dict | None:
         path = self.folder / "checkpoint.pt"
@@ -692,3 +742,38 @@ def _logits(model: nn.Module, batches: Batches, dtype: torch.dtype) -> torch.Ten
     model.eval()
     with _autocast(batches.device, dtype):
         return torch.cat([model(images).float() for images, _ in batches]).cpu()
+
+
+def predict(
+    model: nn.Module, data: Data, device: torch.device | str | None = None, precision: str = "auto"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Classify the test images of `data`, in eval mode.
+
+    Returns:
+        Predicted classes, (M,) int64, and probabilities, (M, classes) float32.
+    """
+    device = torch.device(device) if device else default_device()
+    model.to(device, memory_format=torch.channels_last)
+    mean, std = channel_statistics(data.train_images)
+    batches = Batches(data.test_images, data.test_labels, EVALUATION_BATCH, mean, std, device=device)
+    probabilities = _logits(model, batches, resolve_precision(precision, device)).softmax(1).numpy()
+    return probabilities.argmax(1), probabilities
+
+
+def read_history(path: str | Path) -> list[dict]:
+    """The history of a recorded run, a record an epoch, from a file of JSON lines."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def history_log(history: list[dict], total: int) -> str:
+    """A history as the lines that training printed; `total` is the number of test images."""
+    lines = []
+    for record in history:
+        lines += [
+            f"Epoch {record['epoch']}",
+            f"Train: Loss={record['last_batch_loss']:.4f} Accuracy={record['train_accuracy']:.2f} "
+            f"[{record['seconds']:.0f} s, learning rate {record['learning_rate']:.4e}]",
+            _test_line(record, total),
+            "",
+        ]
+    return "\n".join(lines)
