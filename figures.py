@@ -24,15 +24,15 @@ TRAIN_COLOUR, TEST_COLOUR, REFERENCE_COLOUR = (sns.color_palette("colorblind")[i
 def _figure(rows: int, columns: int, width: float, height: float, title: str, caption: str, **options):
     """A grid of axes under two title lines; sizes in inches."""
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options)
-    figure.suptitle(f"{title}\n{caption}", fontsize=14)
+    figure.suptitle(f"{title}\n{caption}", fontsize=15)
     plt.close(figure)  # the caller shows it: a notebook would otherwise show it twice
     return figure, axes
 
 
-def _show_image(axis, image: torch.Tensor, title: str = "", colour: str = "black") -> None:
+def _show_image(axis, image: torch.Tensor, title: str = "") -> None:
     """Draw a uint8 image (3, H, W) without ticks."""
     axis.imshow(image.permute(1, 2, 0).numpy())
-    axis.set_title(title, fontsize=10, color=colour)
+    axis.set_title(title, fontsize=13)
     axis.set(xticks=[], yticks=[])
 
 
@@ -48,7 +48,7 @@ def plot_samples(data, caption: str, seed: int = 0) -> plt.Figure:
         chosen = members[torch.randperm(len(members), generator=generator)[:5]]
         for axis, index in zip(row, chosen, strict=False):
             _show_image(axis, data.train_images[index])
-        row[0].set_title(name, fontsize=12, loc="left")
+        row[0].set_title(name, fontsize=14, loc="left")
     for axis in axes.flat:
         axis.set_axis_off()
     return figure
@@ -98,7 +98,7 @@ def plot_accuracies(history: list[dict], caption: str, reference: list[dict] = (
     axis.set(xlabel="epoch", ylabel="percent right")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=11)
+    axis.legend(fontsize=12)
     return figure
 
 
@@ -111,7 +111,7 @@ def plot_mistakes(
     confidence = probabilities[wrong].max(1)
     surest = wrong[np.argsort(-confidence, kind="stable")][: rows * columns]
     title = f"{len(wrong):,} of {len(labels):,} are wrong; these it is surest of"
-    figure, axes = _figure(rows, columns, 2 * columns, 2.5 * rows + 0.8, title, caption)
+    figure, axes = _figure(rows, columns, 2.1 * columns, 2.6 * rows + 0.8, title, caption)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, index in zip(axes.flat, surest, strict=False):
@@ -131,12 +131,13 @@ def plot_confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], caption:
     )
     figure, axes = _figure(1, 1, 10, 9, title, caption)
     sns.heatmap(
-        percent, annot=cells, fmt="", cmap="cividis_r", vmin=0, vmax=100, square=True, ax=axes[0, 0],
+        percent, annot=cells, fmt="", annot_kws={"size": 11}, cmap="Blues", vmin=0, vmax=100, square=True,
         xticklabels=classes, yticklabels=classes, cbar_kws={"label": "percent of the true class", "shrink": 0.7},
+        ax=axes[0, 0],
     )  # fmt: skip
-    axes[0, 0].set_xlabel("predicted", fontsize=13)
-    axes[0, 0].set_ylabel("true", fontsize=13)
-    axes[0, 0].tick_params(labelsize=11, rotation=0)
+    axes[0, 0].set_xlabel("predicted", fontsize=14)
+    axes[0, 0].set_ylabel("true", fontsize=14)
+    axes[0, 0].tick_params(labelsize=13, rotation=0)
     axes[0, 0].tick_params(axis="x", rotation=40)
     return figure
 
@@ -183,6 +184,7 @@ def export_onnx(model: nn.Module, path: str | Path, input_size: tuple[int, int, 
     import onnxruntime
     from onnxscript import optimizer
 
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model).cpu().eval()
     images = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
     shapes = ({0: torch.export.Dim("batch", min=1)},)

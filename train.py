@@ -49,6 +49,10 @@ AUGMENTED = replace(ONE_CYCLE, crop=4, flip=True, label_smoothing=0.1)
 
 EXPERIMENTS = {
     "seednet": Experiment("SeedNet", {"apply_relu": False}, SEED_RECIPE),
+    # The same with the augmentation that its course proposed, and that the student may have used.
+    "seednet-augmented": Experiment(
+        "SeedNet", {"apply_relu": False}, replace(SEED_RECIPE, crop=4, flip=True, cutout=16)
+    ),
     # The ladder: each rung is the one above with one thing mended.
     "ladder-1": Experiment("SeedNet", {"apply_relu": True}, SEED_RECIPE),
     "ladder-2": Experiment("SeedNet", {"apply_relu": True}, ONE_CYCLE),

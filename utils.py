@@ -100,6 +100,13 @@ def load_data(source: str | Path | None = None, root: str | Path = "data") -> Da
         return _load_digits()
 
 
+def subset(data: Data, count: int, seed: int = 0) -> Data:
+    """`count` random training images of `data`, or all where there are no more, and all its test images."""
+    chosen = _shuffled(data, seed)[:count]
+    copy = f"{data.copy}, {len(chosen):,} of its training images"
+    return data._replace(train_images=data.train_images[chosen], train_labels=data.train_labels[chosen], copy=copy)
+
+
 def hold_out(data: Data, count: int, seed: int = 0) -> Data:
     """Set `count` random training images aside as the test images, so that settings are chosen without the test set.
 
@@ -109,13 +116,19 @@ def hold_out(data: Data, count: int, seed: int = 0) -> Data:
     total = len(data.train_labels)
     if not 0 < count < total:
         raise DataError(f"{count} of {total} training images cannot be held out: choose 1 to {total - 1}.")
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    order = _shuffled(data, seed)
     held, kept = order[:count], order[count:]
     return data._replace(
-        train_images=data.train_images[kept], train_labels=data.train_labels[kept],
-        test_images=data.train_images[held], test_labels=data.train_labels[held],
+        train_images=data.train_images[kept],
+        train_labels=data.train_labels[kept],
+        test_images=data.train_images[held],
+        test_labels=data.train_labels[held],
         copy=f"{data.copy}, {count:,} training images held out as the test set",
-    )  # fmt: skip
+    )
+
+
+def _shuffled(data: Data, seed: int) -> torch.Tensor:
+    return torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))
 
 
 def _load_digits() -> Data:

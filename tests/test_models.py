@@ -1,0 +1,136 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import models
+from models import Dropout, SeedNet, StrideDilatedConv2d
+
+# Parameters by hand: DW(i, o) has 9i + io + 2o, a dense 3x3 convolution 9io, a 1x1 one io.
+SEPARABLE = [(3, 32), (32, 64), (32, 64), (64, 128), (64, 128), (128, 128), (64, 64), (64, 32)]
+BY_HAND = sum(9 * i + i * o + 2 * o for i, o in SEPARABLE) + 9 * 64 * 32 + 9 * 128 * 64 + 9 * 128 * 64 + 32 * 10
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("apply_relu", [False, True])
+def test_seednet_has_the_parameters_counted_by_hand(apply_relu):
+    assert count(SeedNet(apply_relu)) == BY_HAND == 214_651
+
+
+def test_mended_strides_add_three_batchnorms():
+    assert count(SeedNet(True, mend_strides=True)) == BY_HAND + 2 * (32 + 64 + 64)
+
+
+@pytest.mark.parametrize(("mend_strides", "sizes"), [(False, [32, 14, 6, 2]), (True, [32, 16, 8, 4])])
+def test_map_sizes(mend_strides, sizes):
+    model, seen = SeedNet(True, mend_strides).eval(), []
+    for layer in model.features:
+        layer.register_forward_hook(lambda _, __, output: seen.append(output.shape[-1]))
+    model(torch.zeros(1, 3, 32, 32))
+    assert list(dict.fromkeys(seen)) == sizes
+
+
+def reference_logits(model: SeedNet, x: torch.Tensor) -> torch.Tensor:
+    """SeedNet in eval mode, written out with functions alone."""
+    weights = iter(model.state_dict().values())
+
+    def separable(x):
+        x = F.conv2d(x, next(weights), padding=1, groups=x.shape[1])
+        x = F.conv2d(x, next(weights))
+        x = x.clamp(min=0) if model.features[0].apply_relu else x
+        gain, bias, mean, variance, _ = (next(weights) for _ in range(5))
+        x = (x - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
+        return x * gain[:, None, None] + bias[:, None, None]
+
+    x = F.conv2d(separable(separable(x)), next(weights), stride=2, dilation=2)
+    x = F.conv2d(separable(separable(x)), next(weights), stride=2)
+    x = F.conv2d(separable(separable(x)), next(weights), stride=2)
+    x = F.conv2d(separable(separable(x)), next(weights))
+    return x.mean((2, 3)).log_softmax(1)
+
+
+@pytest.mark.parametrize("apply_relu", [False, True])
+def test_seednet_is_the_network_written_out(apply_relu):
+    torch.manual_seed(0)
+    model = SeedNet(apply_relu)
+    model(torch.randn(64, 3, 32, 32))  # statistics other than 0 and 1
+    images = torch.randn(8, 3, 32, 32)
+    model.eval()
+    torch.testing.assert_close(model(images), reference_logits(model, images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("apply_relu", [False, True])
+def test_only_without_relu_is_the_network_affine(apply_relu):
+    torch.manual_seed(0)
+    model = SeedNet(apply_relu).double()
+    model(torch.randn(64, 3, 32, 32).double())  # BatchNorm statistics at which signals keep their size
+    model.eval()
+    a, b = torch.randn(2, 4, 3, 32, 32).double()
+    excess = model(a + b) - model(a) - model(b) + model(torch.zeros(1, 3, 32, 32).double())
+    excess -= excess.mean(1, keepdim=True)  # log_softmax shifts all logits of an image alike
+    size = (model(a) - model(b)).abs().max()
+    assert bool(excess.abs().max() > 0.01 * size) is apply_relu
+    assert bool(excess.abs().max() > 1e-9 * size) is apply_relu
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_stride_dilated_convolution_equals_torchs(stride, padding):
+    torch.manual_seed(0)
+    quick = StrideDilatedConv2d(4, 6, 3, stride, padding * stride, bias=True).double().train()
+    x = torch.randn(2, 4, 17, 20, dtype=torch.double, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    weight, bias = (p.detach().clone().requires_grad_() for p in (quick.weight, quick.bias))
+    plain = F.conv2d(y, weight, bias, stride=stride, padding=padding * stride, dilation=stride)
+    upstream = torch.randn_like(plain)
+    result = quick(x)
+    (result * upstream).sum().backward()
+    (plain * upstream).sum().backward()
+    torch.testing.assert_close(result, plain)
+    torch.testing.assert_close(quick.eval()(x), plain)
+    for ours, theirs in ((x.grad, y.grad), (quick.weight.grad, weight.grad), (quick.bias.grad, bias.grad)):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dropout_drops_a_share_and_scales_the_rest(layout):
+    torch.manual_seed(0)
+    x = torch.ones(64, 16, 32, 32).contiguous(memory_format=layout).requires_grad_()
+    y = Dropout(0.1)(x)
+    values = y.detach().unique()
+    torch.testing.assert_close(values, torch.tensor([0.0, 1 / 0.9]))
+    n = x.numel()
+    dropped = (y == 0).double()
+    four_sigma = 4 * (0.1 * 0.9) ** 0.5
+    assert abs(dropped.mean() - 0.1) < four_sigma / n**0.5
+    # independent along every axis: each mean over the others is as near to 0.1 as chance allows
+    for axis in range(4):
+        means = dropped.mean([other for other in range(4) if other != axis])
+        assert (means - 0.1).abs().max() < 1.5 * four_sigma / (n / len(means)) ** 0.5
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, y.detach())
+
+
+def test_dropout_follows_the_seed_and_does_nothing_in_eval_mode():
+    x = torch.randn(8, 3, 5, 7)
+    layer = Dropout(0.5)
+    torch.manual_seed(1)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(1)
+    assert torch.equal(layer(x), first)
+    assert not torch.equal(first, second)
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_dropout_leaves_expanded_tensors_to_torch():
+    x = torch.ones(4, 1, 8, 8).expand(4, 16, 8, 8)
+    assert set(Dropout(0.5)(x).unique().tolist()) <= {0.0, 2.0}
+
+
+def test_block_names_are_the_students():
+    kinds = {type(module).__name__ for module in SeedNet(False).modules()}
+    assert {"DWSeparableConv2d", "DilateConv2d", "GenericConvLayer2d", "Conv2d", "Dropout"} <= kinds
+    assert models.StrideDilatedConv2d.__doc__
