@@ -18,8 +18,10 @@ from utils import (
     DataError,
     Recipe,
     count_parameters,
+    default_device,
     hold_out,
     load_data,
+    resolve_precision,
     train,
     write_whole,
 )
@@ -62,7 +64,7 @@ EXPERIMENTS = {
 
 
 def record(name: str, experiment: Experiment, history: list[dict], command: str, root: Path, assets: Path) -> None:
-    """Add a finished run to `assets`/results.json, its history beside it as runs/`name`.jsonl, and its weights."""
+    """Add a finished run to `assets`/results.json, with its history beside it as runs/`name`.jsonl."""
     results = assets / "results.json"
     rows = json.loads(results.read_text()) if results.exists() else []
     surroundings = json.loads((root / name / "environment.json").read_text())
@@ -76,6 +78,7 @@ def record(name: str, experiment: Experiment, history: list[dict], command: str,
         "test_loss": history[-1]["test_loss"],
         "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
         **surroundings,
+        "precision": str(resolve_precision(experiment.recipe.precision, default_device())).removeprefix("torch."),
         "command": command,
         "recipe": asdict(experiment.recipe),
     }
@@ -84,6 +87,13 @@ def record(name: str, experiment: Experiment, history: list[dict], command: str,
     history_text = (root / name / "history.jsonl").read_text()
     write_whole(assets / "runs" / f"{name}.jsonl", lambda path: path.write_text(history_text))
     write_whole(results, lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
+
+
+def save_weights(model: torch.nn.Module, path: Path) -> None:
+    """Write parameters and buffers, on the CPU, for torch.load(..., weights_only=True)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    write_whole(path, lambda temporary: torch.save(weights, temporary))
 
 
 def parse_setting(text: str) -> tuple[str, object]:
@@ -111,6 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--validation", type=int, metavar="N", help="hold out N training images and test on those")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
     parser.add_argument("--record", action="store_true", help="add the finished run to assets/")
+    parser.add_argument("--weights", action="store_true", help="with --record: its weights too")
     given = parser.parse_args(arguments)
     experiment = EXPERIMENTS[given.name]
     try:
@@ -119,13 +130,16 @@ def main(arguments: list[str] | None = None) -> int:
         if given.validation:
             data = hold_out(data, given.validation)
         name = given.run or given.name
-        history = train(experiment.build(), data, experiment.recipe, run=name, root=given.root)
+        model = experiment.build()
+        history = train(model, data, experiment.recipe, run=name, root=given.root)
     except (DataError, ValueError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 1
     if given.record:
         command = "python train.py " + " ".join(arguments if arguments is not None else sys.argv[1:])
         record(name, experiment, history, command, given.root, ASSETS)
+        if given.weights:
+            save_weights(model, ASSETS / "weights" / f"{name}.pt")
     return 0
 
 
