@@ -269,14 +269,14 @@ def _read_image(path: str) -> tuple[np.ndarray, bool]:
     return np.asarray(pixels), was_resized
 
 
-def _download_cifar10(root: Path, mirrors: tuple[str, ...] = CIFAR10_MIRRORS, attempts: int = 2) -> Path:
+def _download_cifar10(root: Path) -> Path:
     """Download the archive, check its md5, and only then give it its name under `root`."""
     root.mkdir(parents=True, exist_ok=True)
     failures = []
     silent_before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENT_HOST_SECONDS)
     try:
-        for url in mirrors * attempts:
+        for url in CIFAR10_MIRRORS * 2:  # each host gets a second chance
             with tempfile.TemporaryDirectory(dir=root, prefix="download-") as folder:
                 try:
                     download_url(url, folder, CIFAR10_ARCHIVE, md5=CIFAR10_MD5)
@@ -565,6 +565,7 @@ def train(
     history = home.resume(state) if home else []
     if verbose:
         _print_settings(model, data, recipe, device, dtype, done=len(history))
+        _print_learning_rate(optimizer)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for epoch in range(len(history), recipe.epochs):
             started = time.perf_counter()
@@ -580,7 +581,8 @@ def train(
             if home:
                 home.save(state, history)
             if verbose:
-                _print_test(record, len(data.test_labels), optimizer)
+                print(_test_line(record, len(data.test_labels)), end="\n\n")
+                _print_learning_rate(optimizer)
     model.eval()
     return history
 
@@ -651,8 +653,8 @@ def _print_settings(model, data, recipe, device, dtype, done) -> None:
         print(f"{done} of {recipe.epochs} epochs were done before.")
 
 
-def _print_test(record: dict, total: int, optimizer: torch.optim.Optimizer) -> None:
-    print(_test_line(record, total), end="\n\n")
+def _print_learning_rate(optimizer: torch.optim.Optimizer) -> None:
+    """The line that torch's schedules printed with verbose=True, when they still had it."""
     print(f"Adjusting learning rate of group 0 to {optimizer.param_groups[0]['lr']:.4e}.", flush=True)
 
 

@@ -49,4 +49,4 @@ def image_folders(tmp_path, random_data):
 @pytest.fixture
 def state_of_numpy_and_torch():
     """A call that tells the random states, to compare before and after."""
-    return lambda: (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist())
+    return lambda: (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist())  # noqa: NPY002

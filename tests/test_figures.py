@@ -1,0 +1,187 @@
+import xml.etree.ElementTree as ET
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix
+from torch import nn
+
+import utils
+from models import SeedNet
+
+CAPTION = "SomeNet on some data, 12.3 %"
+
+
+@pytest.fixture
+def history():
+    return [
+        {
+            "epoch": epoch, "train_loss": 2 / epoch, "test_loss": 2.1 / epoch, "train_accuracy": 30.0 + epoch,
+            "test_accuracy": 25.0 + epoch,
+        }
+        for epoch in range(1, 6)
+    ]  # fmt: skip
+
+
+def visible(figure):
+    return [axis for axis in figure.axes if axis.get_images()]
+
+
+def check(figure, *titles):
+    """It has both title lines, can be drawn, and is not left open for pyplot to show a second time."""
+    for text in (*titles, CAPTION):
+        assert text in figure.get_suptitle()
+    figure.canvas.draw()
+    assert not plt.get_fignums()
+
+
+def test_samples_are_of_their_class(digits):
+    figure = utils.plot_samples(digits, CAPTION)
+    check(figure, "10 classes")
+    axes = visible(figure)
+    assert len(axes) == 50
+    for start, name in zip(range(0, 50, 5), digits.classes, strict=True):
+        assert axes[start].get_title("left") == name
+        members = digits.train_images[digits.train_labels == digits.classes.index(name)]
+        for axis in axes[start : start + 5]:
+            shown = torch.as_tensor(np.asarray(axis.get_images()[0].get_array())).permute(2, 0, 1)
+            assert (members == shown).all((1, 2, 3)).any()
+
+
+def test_samples_of_an_odd_number_of_classes(digits):
+    three = digits.train_labels < 3
+    data = digits._replace(
+        train_images=digits.train_images[three], train_labels=digits.train_labels[three], classes=("0", "1", "2")
+    )
+    assert len(visible(utils.plot_samples(data, CAPTION))) == 15
+
+
+def test_augmentations(digits):
+    versions = utils.augmented_versions(digits, utils.Recipe(crop=4), count=8)
+    figure = utils.plot_augmentations(versions, CAPTION)
+    check(figure, "version")
+    assert len(visible(figure)) == 9
+
+
+def test_performance_draws_the_history(history):
+    figure = utils.plot_performance(history, CAPTION)
+    check(figure, "30.0 %")
+    drawn = {axis.get_title(): axis.lines[0].get_ydata().tolist() for axis in figure.axes}
+    assert drawn == {
+        f"{word} {quantity}": [record[f"{split}_{quantity}"] for record in history]
+        for word, split in (("training", "train"), ("test", "test"))
+        for quantity in ("loss", "accuracy")
+    }
+
+
+def test_accuracies_draw_both_runs(history):
+    check(utils.plot_accuracies(history, CAPTION), "35.0 %", "30.0 %")
+    reference = [
+        {"epoch": 1, "train_accuracy": 1.0, "test_accuracy": 2.0},
+        {"epoch": 2, "train_accuracy": 3.0, "test_accuracy": 4.0},
+    ]
+    figure = utils.plot_accuracies(history, CAPTION, reference)
+    check(figure, "4.0 %")
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
+    assert drawn == {
+        "the student's test accuracy": [2.0, 4.0],
+        "the student's training accuracy": [1.0, 3.0],
+        "test accuracy": [record["test_accuracy"] for record in history],
+        "training accuracy": [record["train_accuracy"] for record in history],
+    }
+
+
+def test_mistakes_are_the_surest_ones(digits):
+    labels = digits.test_labels.numpy()
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(10), len(labels))
+    predicted = probabilities.argmax(1)
+    figure = utils.plot_mistakes(digits, predicted, probabilities, CAPTION, rows=2, columns=3)
+    wrong = [index for index in range(len(labels)) if predicted[index] != labels[index]]
+    check(figure, f"{len(wrong)} of {len(labels)} are wrong")
+    surest = sorted(wrong, key=lambda index: -probabilities[index].max())[:6]
+    for axis, index in zip(visible(figure), surest, strict=True):
+        guess, truth = axis.get_title().splitlines()
+        assert guess == f"{predicted[index]} {100 * probabilities[index].max():.0f} %"
+        assert truth == f"is {labels[index]}"
+
+
+def test_mistakes_of_a_flawless_network(digits):
+    perfect = np.eye(10)[digits.test_labels]
+    figure = utils.plot_mistakes(digits, digits.test_labels.numpy(), perfect, CAPTION)
+    check(figure, "0 of 360")
+    assert not visible(figure)
+
+
+def test_confusion_matrix_names_the_worst_confusion():
+    true, predicted = [0, 0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1, 0, 0, 2]
+    matrix = confusion_matrix(true, predicted, labels=range(3))
+    figure = utils.plot_confusion_matrix(matrix, ("ant", "bee", "cow"), CAPTION)
+    check(figure, "67 % of class 'cow' are taken for 'ant'")
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["3\n75%", "1\n25%", "0\n0%", "0\n0%", "2\n100%", "0\n0%", "2\n67%", "0\n0%", "1\n33%"]
+
+
+def test_receptive_field_squares_are_to_scale(digits):
+    figure = utils.plot_receptive_field([("a", 3), ("b", 41)], digits.train_images[0], CAPTION)
+    check(figure, "41 pixels a side")
+    squares = [(patch.get_x(), patch.get_width()) for patch in figure.axes[0].patches]
+    assert squares == [(14.5, 3), (-4.5, 41)]
+
+
+# ------------------------------------------------------------------------------------------------ architecture picture
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    paths = {}
+    for apply_relu in (False, True):
+        torch.manual_seed(0)
+        paths[apply_relu] = tmp_path_factory.mktemp("onnx") / "deep" / "net.onnx"
+        model = SeedNet(apply_relu)
+        utils.export_onnx(model, paths[apply_relu])
+        assert model.training  # left as it was
+    return paths
+
+
+def texts_of(svg: str) -> list[str]:
+    return [
+        element.text.replace("\xa0", " ") for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    ]
+
+
+def test_export_computes_the_same_for_any_batch(exported):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(exported[True], providers=["CPUExecutionProvider"])
+    torch.manual_seed(0)
+    model = SeedNet(apply_relu=True).eval()
+    for count in (1, 5):
+        images = torch.randn(count, 3, 32, 32)
+        (logits,) = session.run(None, {"images": images.numpy()})
+        np.testing.assert_allclose(logits, model(images).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_export_refuses_another_network(tmp_path, monkeypatch):
+    class Forgetful(nn.Linear):
+        """Computes something else once it is exported."""
+
+        def forward(self, x):
+            return super().forward(x.flatten(1)) * (1.0 if torch.compiler.is_compiling() else 2.0)
+
+    with pytest.raises(RuntimeError, match="not the same network"):
+        utils.export_onnx(Forgetful(3072, 10), tmp_path / "net.onnx")
+
+
+def test_picture_shows_every_layer_and_no_relu_where_none_is_applied(exported):
+    texts = texts_of(utils.draw_onnx(exported[False]))
+    assert sum("depthwise 3×3" in text for text in texts) == 8
+    assert sum("pointwise 1×1" in text for text in texts) == 9
+    assert sum("BatchNorm" in text for text in texts) == 8
+    assert "conv 3×3, 64 → 32, stride 2, dilation 2   (18,432)" in texts
+    assert texts.count("conv 3×3, 128 → 64, stride 2   (73,728)") == 2
+    assert sum(text.startswith("DWSeparableConv2d") for text in texts) == 8
+    parameters = [int(text.split("(")[1].rstrip(")").replace(",", "")) for text in texts if "(" in text]
+    assert sum(parameters) == 214_651
+    assert not any("Relu" in text for text in texts)
+    assert sum("Relu" in text for text in texts_of(utils.draw_onnx(exported[True]))) == 8

@@ -1,0 +1,285 @@
+import dataclasses
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, log_loss
+from torch import nn
+
+import utils
+from models import SeedNet
+from utils import Batches, Recipe, train
+
+TINY = Recipe(epochs=3, batch_size=16, learning_rate=0.05, precision="fp32")
+
+
+def small_net(classes: int = 2, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=4),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Flatten(),
+        nn.Linear(512, classes),
+    )
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([value.flatten().float() for value in model.state_dict().values()])
+
+
+def quiet(*args, **kwargs):
+    return train(*args, verbose=False, device="cpu", **kwargs)
+
+
+def without_seconds(history):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in history]
+
+
+def test_seed_recipe_is_the_students():
+    said = {
+        "epochs": 25,
+        "batch_size": 512,
+        "learning_rate": 0.01,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "optimizer": "sgd",
+    }
+    said |= {"schedule": "step", "step_epochs": 15, "step_factor": 0.1, "label_smoothing": 0.0}
+    assert said.items() <= dataclasses.asdict(utils.SEED_RECIPE).items()
+
+
+def test_every_field_of_a_recipe_has_a_comment():
+    source = Path(utils.__file__).read_text()
+    for field in dataclasses.fields(Recipe):
+        assert re.search(rf"^    {field.name}: \w+ = .*  # \S", source, re.MULTILINE), field.name
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0), ("epochs", 1.5), ("batch_size", -1), ("optimizer", "sdg"), ("learning_rate", 0.0),
+        ("learning_rate", float("nan")), ("momentum", 1.0), ("weight_decay", -1e-4), ("schedule", "cosine"),
+        ("crop", -1), ("label_smoothing", 1.0), ("seed", -1), ("precision", "fp8"), ("nesterov", True),
+    ],
+)  # fmt: skip
+def test_recipes_that_cannot_work_are_refused_by_field(field, value):
+    with pytest.raises(ValueError, match=field):
+        Recipe(**{field: value})
+
+
+def reference_training(model, data, recipe, learning_rates) -> nn.Module:
+    """The training loop written out: plain SGD by hand, one step after another."""
+    mean, std = utils.channel_statistics(data.train_images)
+    batches = Batches(
+        data.train_images, data.train_labels, recipe.batch_size, mean, std, shuffle=True, crop=recipe.crop,
+        flip=recipe.flip, seed=recipe.seed,
+    )  # fmt: skip
+    velocity = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    learning_rates = iter(learning_rates)
+    model.train()
+    for epoch in range(recipe.epochs):
+        torch.manual_seed(utils.epoch_seed(recipe.seed, epoch))
+        for images, labels in batches:
+            model.zero_grad()
+            F.nll_loss(model(images).log_softmax(1), labels).backward()
+            rate = next(learning_rates)
+            with torch.no_grad():
+                for parameter, v in zip(model.parameters(), velocity, strict=True):
+                    v.mul_(recipe.momentum).add_(parameter.grad)
+                    parameter -= rate * v
+    assert next(learning_rates, None) is None
+    return model
+
+
+def test_training_is_gradient_descent_with_a_stepped_rate(random_data):
+    recipe = replace(TINY, epochs=4, step_epochs=2, momentum=0.5, crop=2, flip=True, seed=5)
+    model, reference = small_net().to(memory_format=torch.channels_last), small_net()
+    history = quiet(model, random_data, recipe)
+    rates = [0.05] * 6 + [0.005] * 6  # 3 batches an epoch
+    reference_training(reference.to(memory_format=torch.channels_last), random_data, recipe, rates)
+    torch.testing.assert_close(weights(model), weights(reference), rtol=1e-4, atol=1e-5)
+    assert [record["learning_rate"] for record in history] == pytest.approx([0.05, 0.05, 0.005, 0.005])
+
+
+def test_one_cycle_rises_and_falls_to_nothing(random_data):
+    recipe = replace(TINY, epochs=20, schedule="one-cycle", warmup=0.25)
+    rates = [record["learning_rate"] for record in quiet(small_net(), random_data, recipe)]
+    peak = max(range(20), key=rates.__getitem__)
+    assert peak in (4, 5)
+    assert rates[peak] == pytest.approx(0.05, rel=0.02)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 0.05 / 1000
+
+
+def test_weight_decay_shrinks_matrices_only(random_data):
+    model = small_net()
+    for parameter in model.parameters():
+        parameter.data.fill_(1.0)
+    optimizer = utils._make_optimizer(model, Recipe(learning_rate=0.1, weight_decay=0.5))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for parameter in model.parameters():
+        torch.testing.assert_close(parameter.data, torch.full_like(parameter, 0.95 if parameter.ndim > 1 else 1.0))
+
+
+def test_history_agrees_with_scikit_learn(digits):
+    model = small_net(10)
+    history = quiet(model, digits, replace(TINY, epochs=2, batch_size=128))
+    predicted, probabilities = utils.predict(model, digits, device="cpu", precision="fp32")
+    last = history[-1]
+    assert last["test_accuracy"] == pytest.approx(100 * accuracy_score(digits.test_labels, predicted))
+    assert last["test_correct"] == accuracy_score(digits.test_labels, predicted, normalize=False)
+    assert last["test_loss"] == pytest.approx(log_loss(digits.test_labels, probabilities, labels=range(10)), rel=1e-5)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    assert not model.training
+
+
+def test_training_loss_and_accuracy_are_of_the_epoch(random_data):
+    recipe = replace(TINY, epochs=1, learning_rate=1e-12)  # as good as no learning: the model stays as it is
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
+    (record,) = quiet(model, random_data, recipe)
+    _, probabilities = utils.predict(
+        model, random_data._replace(test_images=random_data.train_images, test_labels=random_data.train_labels),
+        device="cpu", precision="fp32",
+    )  # fmt: skip
+    labels = random_data.train_labels.numpy()
+    assert record["train_loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-4)
+    assert record["train_accuracy"] == pytest.approx(100 * accuracy_score(labels, probabilities.argmax(1)))
+
+
+def test_same_seed_same_history_and_the_callers_random_state_is_kept(random_data, state_of_numpy_and_torch):
+    first = quiet(small_net(), random_data, TINY)
+    model = small_net()
+    before = state_of_numpy_and_torch()
+    second = quiet(model, random_data, TINY)
+    assert state_of_numpy_and_torch() == before
+    assert without_seconds(first) == without_seconds(second)
+    other = quiet(small_net(), random_data, replace(TINY, seed=1))
+    assert without_seconds(first) != without_seconds(other)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"momentum": 0.9, "nesterov": True, "schedule": "one-cycle"}, {"optimizer": "adamw", "crop": 4}]
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(random_data, tmp_path, monkeypatch, changes):
+    recipe = replace(TINY, epochs=4, **changes)
+    whole = small_net()
+    expected = quiet(whole, random_data, recipe)
+
+    def stop_in_the_third_epoch(model, batches, *args):
+        if batches.epoch == 2:
+            raise Interrupted
+        return train_epoch(model, batches, *args)
+
+    train_epoch = utils._train_epoch
+    monkeypatch.setattr(utils, "_train_epoch", stop_in_the_third_epoch)
+    with pytest.raises(Interrupted):
+        quiet(small_net(), random_data, recipe, run="stopped", root=tmp_path)
+    monkeypatch.setattr(utils, "_train_epoch", train_epoch)
+    resumed = small_net(seed=9)  # whatever it starts from, the checkpoint counts
+    history = quiet(resumed, random_data, recipe, run="stopped", root=tmp_path)
+    assert without_seconds(history) == without_seconds(expected)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_finished_run_is_loaded_and_leaves_its_records(random_data, tmp_path, monkeypatch):
+    model = small_net()
+    history = quiet(model, random_data, TINY, run="done", root=tmp_path)
+    home = tmp_path / "done"
+    assert utils.read_history(home / "history.jsonl") == history
+    assert json.loads((home / "recipe.json").read_text()) == dataclasses.asdict(TINY)
+    surroundings = json.loads((home / "environment.json").read_text())
+    assert surroundings["torch"] == torch.__version__
+    assert surroundings["data"] == "noise, made for tests"
+    assert sorted(path.name for path in home.iterdir()) == [
+        "checkpoint.pt", "environment.json", "history.jsonl", "recipe.json",
+    ]  # fmt: skip
+    monkeypatch.setattr(utils, "_train_epoch", lambda *_: pytest.fail("trained again"))
+    again = small_net(seed=9)
+    assert quiet(again, random_data, TINY, run="done", root=tmp_path) == history
+    assert torch.equal(weights(again), weights(model))
+
+
+def test_a_run_of_something_else_is_refused_and_kept(random_data, digits, tmp_path):
+    quiet(small_net(), random_data, TINY, run="mine", root=tmp_path)
+    before = (tmp_path / "mine" / "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match=r"recipe.*learning_rate: 0\.05 there, 0\.1 asked for"):
+        quiet(small_net(), random_data, replace(TINY, learning_rate=0.1), run="mine", root=tmp_path)
+    with pytest.raises(ValueError, match="network"):
+        quiet(nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), random_data, TINY, run="mine", root=tmp_path)
+    with pytest.raises(ValueError, match="data"):
+        quiet(small_net(), random_data._replace(copy="another"), TINY, run="mine", root=tmp_path)
+    assert (tmp_path / "mine" / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_diverging_loss_is_told(random_data):
+    with pytest.raises(FloatingPointError, match="lower learning rate"):
+        quiet(nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), random_data, replace(TINY, learning_rate=1e38))
+
+
+def test_training_prints_in_the_students_form(random_data, capsys):
+    train(small_net(), random_data, replace(TINY, epochs=2, step_epochs=1), device="cpu")
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert "Learning rate: 0.05" in lines
+    assert "Batch size: 16" in lines
+    assert [line for line in lines if line.startswith("Epoch ")] == ["Epoch 1", "Epoch 2"]
+    test_lines = [line for line in lines if line.startswith("Test set")]
+    assert len(test_lines) == 2
+    for line in test_lines:
+        loss, correct, percent = re.fullmatch(
+            r"Test set: Average loss: (\d+\.\d{4}), Accuracy: (\d+)/20 \((\d+\.\d\d)%\)", line
+        ).groups()
+        assert float(percent) == 5 * int(correct)
+        assert float(loss) > 0
+    rates = [line for line in lines if line.startswith("Adjusting")]
+    assert rates == [
+        f"Adjusting learning rate of group 0 to {rate}." for rate in ("5.0000e-02", "5.0000e-03", "5.0000e-04")
+    ]
+    assert re.search(r"Train: Loss=\d+\.\d{4} Batch_id=2 Accuracy=\d+\.\d\d: 100%", err)
+
+
+def test_history_log_holds_what_training_printed(random_data, capsys):
+    history = train(small_net(), random_data, TINY, device="cpu")
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("Epoch ", "Test set"))]
+    log = utils.history_log(history, 20).splitlines()
+    assert [line for line in log if line.startswith(("Epoch ", "Test set"))] == printed
+
+
+def test_precision():
+    cpu = torch.device("cpu")
+    assert utils.resolve_precision("fp32", cpu) == torch.float32
+    assert utils.resolve_precision("bf16", cpu) == torch.bfloat16
+    assert utils.resolve_precision("auto", cpu) in (torch.float32, torch.bfloat16)
+    with pytest.raises(ValueError, match="GPU"):
+        utils.resolve_precision("fp16", cpu)
+
+
+def test_bf16_is_near_fp32(digits):
+    torch.manual_seed(0)
+    model = SeedNet(apply_relu=False)
+    _, exact = utils.predict(model, digits, device="cpu", precision="fp32")
+    _, quick = utils.predict(model, digits, device="cpu", precision="bf16")
+    np.testing.assert_allclose(quick, exact, atol=0.02)
+
+
+def test_seednet_learns_from_real_photographs(cifar10):
+    """The student's first epoch of 98 steps ends at 26.39 %; 63 small steps must be clearly over chance."""
+    torch.manual_seed(0)
+    data = utils.subset(cifar10, 4_000)
+    data = data._replace(test_images=data.test_images[::10], test_labels=data.test_labels[::10])
+    (record,) = quiet(SeedNet(apply_relu=False), data, replace(utils.SEED_RECIPE, epochs=1, batch_size=64))
+    assert 15 < record["test_accuracy"] < 35
