@@ -1,0 +1,50 @@
+"""The committed notebook, without executing it; nbval does that."""
+
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOK = nbformat.read(Path(__file__).parent.parent / "S9.ipynb", as_version=4)
+CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
+
+
+def test_it_is_valid_and_was_executed_from_top_to_bottom():
+    nbformat.validate(NOTEBOOK)
+    assert [cell.execution_count for cell in CODE] == list(range(1, len(CODE) + 1))
+    assert not [output for cell in CODE for output in cell.outputs if output.output_type == "error"]
+
+
+def test_outputs_are_of_the_full_run_on_cifar10():
+    text = "".join(output.get("text", "") for cell in CODE for output in cell.outputs)
+    assert "full profile" in text
+    assert "data CIFAR-10" in text
+
+
+def test_every_cell_is_short_and_follows_prose():
+    for before, cell in zip(NOTEBOOK.cells, NOTEBOOK.cells[1:], strict=False):
+        if cell.cell_type == "code":
+            assert len(cell.source.splitlines()) <= 15, cell.source
+            assert cell.source.strip()
+            if before.cell_type == "code":  # two in a row: the second draws what the first computed
+                assert "plot_" in cell.source or "history_log" in cell.source, cell.source
+
+
+def test_cells_whose_output_must_not_change_are_tagged_and_have_one():
+    tagged = [cell for cell in CODE if "nbval-check-output" in cell.metadata.get("tags", [])]
+    for expected in ("CIFAR10_CLASSES", "count_parameters", "layer_summary", "receptive_field("):
+        assert any(expected in cell.source for cell in tagged), expected
+    for cell in tagged:
+        assert [output.output_type for output in cell.outputs] == ["stream"]
+
+
+@pytest.mark.parametrize("module", ["utils", "figures", "review", "models", "train"])
+def test_public_functions_have_docstrings(module):
+    tree = ast.parse((Path(__file__).parent.parent / f"{module}.py").read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and node.name != "main":
+            assert ast.get_docstring(node), node.name
+            length = node.end_lineno - node.lineno
+            assert isinstance(node, ast.ClassDef) or length <= 75, f"{node.name} is {length} lines long"

@@ -1,0 +1,111 @@
+"""Every number in the README comes from a file in assets/, or from the code."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from check_jsonschema import main as check_jsonschema
+from click.testing import CliRunner
+
+import utils
+from models import SeedNet
+from review import layer_summary, receptive_field
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = json.loads((ROOT / "assets" / "results.json").read_text())
+SEED_LOG = pd.read_csv(ROOT / "assets" / "seed-log.csv")
+
+
+def results_table() -> str:
+    lines = ["| network | parameters | epochs | test accuracy | test loss | minutes | device | torch | command |"]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for row in RESULTS:
+        lines.append(
+            f"| `{row['network']}` | {row['parameters']:,} | {row['epochs']} | {row['test_accuracy']:.2f} % "
+            f"| {row['test_loss']:.4f} | {row['seconds'] / 60:.0f} | {row['device']}, {row['precision']} "
+            f"| {row['torch']} | `{row['command']}` |"
+        )
+    return "\n".join(lines)
+
+
+def fields_table() -> str:
+    rows = [row for row in receptive_field(SeedNet(apply_relu=False), (3, 32, 32)) if row.kernel > 1]
+    lines = ["| layer | kernel | stride | dilation | pixels seen |", "| --- | --- | --- | --- | --- |"]
+    lines += [f"| {row.layer} | {row.kernel} | {row.stride} | {row.dilation} | {row.receptive_field} |" for row in rows]
+    return "\n".join(lines)
+
+
+def history(run: str) -> list[dict]:
+    return utils.read_history(ROOT / "assets" / "runs" / f"{run}.jsonl")
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(results_table, id="results"),
+        pytest.param(fields_table, id="receptive field"),
+        pytest.param(lambda: layer_summary(SeedNet(apply_relu=False), (3, 32, 32)), id="summary"),
+        pytest.param(lambda: utils.history_log(history("seednet"), 10_000).strip(), id="log"),
+    ],
+)
+def test_readme_holds(block):
+    assert block() in README
+
+
+@pytest.mark.parametrize("row", RESULTS, ids=lambda row: row["run"])
+def test_results_are_the_last_records_of_their_histories(row):
+    records = history(row["run"])
+    assert len(records) == row["epochs"] == row["recipe"]["epochs"]
+    assert [record["epoch"] for record in records] == list(range(1, row["epochs"] + 1))
+    assert (records[-1]["test_accuracy"], records[-1]["test_loss"]) == (row["test_accuracy"], row["test_loss"])
+    assert records[-1]["test_correct"] == round(100 * row["test_accuracy"])
+    utils.Recipe(**row["recipe"])
+
+
+def test_every_percentage_in_the_readme_was_measured():
+    measured = {100 * correct / 10_000 for correct in SEED_LOG["test_correct"]} | set(SEED_LOG["train_accuracy"])
+    for row in RESULTS:
+        for record in history(row["run"]):
+            measured |= {record["test_accuracy"], record["train_accuracy"]}
+    said = re.findall(r"(\d+\.\d+) ?%", README)
+    assert said
+    for number in said:
+        digits = len(number.partition(".")[2])
+        assert any(f"{value:.{digits}f}" == number for value in measured), f"{number} % is in no record"
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+    headings = {re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in README.splitlines()}
+    for anchor in re.findall(r"\]\(#([^)]+)\)", README):
+        assert anchor in headings, anchor
+
+
+def test_python_blocks_of_the_readme_run(tmp_path, image_folders, monkeypatch):
+    """The three uses, with a small data set in place of the reader's."""
+    from torch import nn
+
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 3
+    data = utils.load_data(image_folders, tmp_path / "data")
+    load_data = utils.load_data
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    image_folders.rename(tmp_path / "path" / "to" / "my-images")
+    monkeypatch.setattr(utils, "load_data", lambda *args: load_data(*args) if args else data)
+    namespace = {"MyNetwork": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))}
+    for block in blocks:
+        exec(block, namespace)
+    assert len(namespace["data"].classes) == 2
+    assert (tmp_path / "runs" / "mine" / "history.jsonl").exists()
+    assert len(namespace["history"]) == 10
+
+
+def test_workflow_is_valid():
+    arguments = ["--builtin-schema", "vendor.github-workflows", str(ROOT / ".github" / "workflows" / "ci.yml")]
+    result = CliRunner().invoke(check_jsonschema, arguments)
+    assert result.exit_code == 0, result.output

@@ -1,0 +1,165 @@
+"""Records which operation made what from what in one forward pass: the ground that review.py stands on."""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+LAYERS = ("convolution", "addmm", "mm", "bmm")  # multiply by weights, where those do not depend on the image
+NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm")
+AFFINE = {  # in eval mode each of these is affine in its one input that depends on the image
+    "convolution", "addmm", "mm", "view", "_unsafe_view", "_reshape_alias", "permute", "transpose", "t", "expand",
+    "squeeze", "unsqueeze", "clone", "slice", "select", "split", "split_with_sizes", "unbind", "cat", "stack", "alias",
+    "detach", "lift_fresh", "_to_copy", "copy_", "avg_pool2d", "_adaptive_avg_pool2d", "mean", "sum", "constant_pad_nd",
+    "reflection_pad2d", "replication_pad2d", "add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "neg",
+    "upsample_nearest2d", "upsample_bilinear2d", "pixel_shuffle", "roll", "native_batch_norm", "cudnn_batch_norm",
+    "_native_batch_norm_legit_no_training", "bernoulli_", "native_dropout", "flip",
+}  # fmt: skip
+
+
+@dataclass(eq=False)
+class Value:
+    """One tensor at one time; an in-place operation makes a new value of it."""
+
+    tensor: torch.Tensor
+    from_image: bool = False  # whether it depends on the image
+    name: str = ""  # of a parameter or buffer of the model
+
+
+@dataclass(eq=False)
+class Operation:
+    """One call of an operator of torch's ATen library."""
+
+    name: str  # as "convolution"
+    where: str  # path of the module that called it, "" for the model itself
+    args: tuple
+    inputs: list[Value]
+    outputs: list[Value]
+
+    @property
+    def images(self) -> list[Value]:
+        """The inputs that depend on the image."""
+        return [value for value in self.inputs if value.from_image]
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it multiplies what depends on the image by weights that do not."""
+        return self.name in LAYERS and len(self.images) == 1
+
+    @property
+    def is_norm(self) -> bool:
+        """Whether it normalises."""
+        return any(norm in self.name for norm in NORMS)
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether it is affine in what depends on the image."""
+        images = self.images
+        if self.name in ("add", "add_", "sub", "sub_", "cat", "stack"):
+            return True
+        return self.name in AFFINE and len(images) <= 1
+
+
+@dataclass
+class Trace:
+    """A forward pass: all operations in their order, all calls of modules, and what came out."""
+
+    operations: list[Operation] = field(default_factory=list)
+    calls: list[tuple[str, list[Value]]] = field(default_factory=list)  # path of a module, and what it returned
+    outputs: list[Value] = field(default_factory=list)
+
+    def live(self) -> set[Value]:
+        """All values that the outputs depend on."""
+        reached = set(self.outputs)
+        for operation in reversed(self.operations):
+            if any(value in reached for value in operation.outputs):
+                reached.update(operation.inputs)
+        return reached
+
+    def consumers(self) -> dict[Value, list[Operation]]:
+        """The operations that use each value, of those that reach the outputs."""
+        live, result = self.live(), {}
+        for operation in self.operations:
+            if any(value in live for value in operation.outputs):
+                for value in operation.inputs:
+                    result.setdefault(value, []).append(operation)
+        return result
+
+
+def trace(model: nn.Module, images: torch.Tensor, training: bool = False) -> Trace:
+    """Run a copy of `model` on `images` (N, C, H, W), in train or eval mode, and record it.
+
+    Follows tensors, not source text: functional calls, in-place operations, tuples, views and modules that are used
+    twice are all seen as what they compute.
+    """
+    model = copy.deepcopy(model).train(training)
+    recorder = _Recorder(model, images)
+    with torch.no_grad(), recorder:
+        output = model(images)
+    recorder.trace.outputs = [recorder.value_of(tensor) for tensor in tensors_in(output)]
+    return recorder.trace
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, model: nn.Module, images: torch.Tensor):
+        super().__init__()
+        self.trace = Trace()
+        self.values: dict[int, Value] = {}  # by the id of the tensor
+        self.by_memory: dict[int, list[torch.Tensor]] = {}  # views share memory
+        self._set(images, Value(images, from_image=True))
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            self._set(tensor, Value(tensor, name=name))
+        self.inside = [""]
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name: self.inside.append(name))
+            module.register_forward_hook(self._called)
+
+    def _called(self, module, inputs, output) -> None:
+        self.trace.calls.append((self.inside.pop(), [self.value_of(tensor) for tensor in tensors_in(output)]))
+
+    def _set(self, tensor: torch.Tensor, value: Value) -> None:
+        if id(tensor) not in self.values:
+            self.by_memory.setdefault(_memory(tensor), []).append(tensor)  # and kept, so that its id stays its own
+        self.values[id(tensor)] = value
+
+    def value_of(self, tensor: torch.Tensor) -> Value:
+        """What is known of a tensor; one that came about unseen, as by .data or numpy, is what its memory was."""
+        if id(tensor) not in self.values:
+            relatives = self.by_memory.get(_memory(tensor))
+            self._set(tensor, self.values[id(relatives[-1])] if relatives else Value(tensor))
+        return self.values[id(tensor)]
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        inputs = [self.value_of(tensor) for tensor in tensors_in([args, kwargs or {}])]
+        output = function(*args, **(kwargs or {}))
+        results = tensors_in(output)
+        if function._schema.is_mutable:  # all that shares memory with what was written to has changed too
+            for argument, value in zip(function._schema.arguments, args, strict=False):
+                if argument.alias_info and argument.alias_info.is_write and isinstance(value, torch.Tensor):
+                    relatives = self.by_memory[_memory(value)]
+                    inputs += [self.values[id(relative)] for relative in relatives]
+                    results += relatives
+        inputs = list(dict.fromkeys(inputs))
+        outputs = []
+        for tensor in {id(tensor): tensor for tensor in results}.values():
+            if tensor.shape != (0,):  # the statistics that BatchNorm does not compute in eval mode
+                outputs.append(Value(tensor, any(value.from_image for value in inputs)))
+                self._set(tensor, outputs[-1])
+        name = function.overloadpacket.__name__
+        self.trace.operations.append(Operation(name, self.inside[-1], args, inputs, outputs))
+        return output
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() or -id(tensor)  # an empty tensor has none
+
+
+def tensors_in(values) -> list[torch.Tensor]:
+    """The tensors in nested lists, tuples and dictionaries."""
+    if isinstance(values, torch.Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = list(values.values())
+    return [tensor for value in values for tensor in tensors_in(value)] if isinstance(values, list | tuple) else []
