@@ -161,6 +161,50 @@ def plot_receptive_field(rows: list[tuple[str, int]], image: torch.Tensor, capti
     return figure
 
 
+def plot_templates(matrix: np.ndarray, classes: tuple[str, ...], caption: str, size: int = 32) -> plt.Figure:
+    """The columns of a (3 * size * size, classes) matrix as pictures: what each class is compared with, pixel by pixel.
+
+    Grey is a weight of 0; each picture is scaled by its own largest weight.
+    """
+    columns = math.ceil(len(classes) / 2)
+    title = f"All that the network knows: {len(classes)} blurred pictures"
+    figure, axes = _figure(2, columns, 2.1 * columns, 5.2, title, caption)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, name, weights in zip(axes.flat, classes, matrix.T, strict=False):
+        picture = 127.5 * (1 + weights / np.abs(weights).max())
+        _show_image(axis, torch.from_numpy(picture.round().astype(np.uint8)).view(3, size, size), name)
+    return figure
+
+
+def plot_logits_against(network: np.ndarray, matrix: np.ndarray, caption: str) -> plt.Figure:
+    """The logits of a network against those of the matrix that replaces it, both (N, classes)."""
+    largest = np.abs(network - matrix).max()
+    title = f"One matrix gives the same {network.size:,} logits, within {largest:.0e}"
+    figure, axes = _figure(1, 1, 6.5, 6, title, caption)
+    axis = axes[0, 0]
+    axis.plot(matrix.ravel(), network.ravel(), ".", color=TEST_COLOUR, alpha=0.3, markersize=4)
+    ends = [min(network.min(), matrix.min()), max(network.max(), matrix.max())]
+    axis.plot(ends, ends, "-", color=REFERENCE_COLOUR, linewidth=1)
+    axis.set(xlabel="logit of pixels times matrix", ylabel="logit of the network", aspect="equal")
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def plot_learning_rate_range(curve, given: float, caption: str) -> plt.Figure:
+    """A `review.RangeTest`: the loss on one batch while the learning rate rises, and the rate `given`."""
+    title = f"The loss falls fastest at a rate of {curve.steepest:.2g}; given is {given:.2g}"
+    figure, axes = _figure(1, 1, 8, 4.5, title, caption)
+    axis = axes[0, 0]
+    axis.semilogx(curve.rates, curve.losses, ".-", color=TEST_COLOUR)
+    for rate, style, label in ((given, "--", "given"), (curve.steepest, "-", "falls fastest")):
+        axis.axvline(rate, linestyle=style, color=TRAIN_COLOUR, label=label)
+    axis.set(xlabel="learning rate, one step each", ylabel="loss before the step")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return figure
+
+
 # ------------------------------------------------------------------------------------------------ architecture picture
 
 OPERATION_COLOURS = {  # by ONNX operator; others are white

@@ -232,8 +232,8 @@ ADVICE = {
     "missing-norm": "Put normalisation and an activation behind this convolution, as behind the others.",
     "bias-before-norm": "Give this layer bias=False: the BatchNorm behind it takes the bias away again.",
     "unused-module": "Call this module in forward, or delete it.",
-    "unregistered-parameter": "Keep layers in an nn.ModuleList or nn.ModuleDict: those in a plain list are not trained.",
-    "frozen-by-detach": "Remove what cuts the graph behind this layer (detach, .data, no_grad, item): it gets no gradient.",
+    "unregistered-parameter": "Keep layers in an nn.ModuleList or nn.ModuleDict: in a plain list they are not trained.",
+    "frozen-by-detach": "Remove what cuts the graph behind this layer, such as detach or no_grad: it gets no gradient.",
     "batch-leak": "Keep the first axis for the images: look for a view, permute or softmax that mixes them.",
     "double-softmax": "Return logits, without softmax: this loss takes the softmax itself.",
     "constant-output": "Every image gets the same answer: look for a layer that loses its input.",
@@ -266,7 +266,10 @@ class _Subject:
 
     @functools.cached_property
     def settled(self) -> nn.Module:
-        """A copy in eval mode and double precision, whose BatchNorms have statistics even if it was never trained."""
+        """A copy in eval mode and double precision, whose BatchNorms have statistics even if it was never trained.
+
+        In single precision where double does not work.
+        """
         model = copy.deepcopy(self.model)
         norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         if norms and all(norm.num_batches_tracked is not None and norm.num_batches_tracked == 0 for norm in norms):
@@ -274,7 +277,18 @@ class _Subject:
                 norm.momentum = 1.0
             with torch.no_grad():
                 model.train()(self.images)
-        return model.double().eval()
+        model.eval()
+        try:  # in double precision nothing is lost to rounding
+            precise = copy.deepcopy(model).double()
+            precise(self.images[:2].double())
+            return precise
+        except RuntimeError:  # something in it does not follow .double()
+            return model
+
+    @property
+    def settled_images(self) -> torch.Tensor:
+        """The images in the precision of `settled`."""
+        return self.images.to(next((p.dtype for p in self.settled.parameters()), torch.float32))
 
     def outputs(self, training: bool) -> torch.Tensor:
         """The first tensor that a fresh copy gives for all images, without a graph."""
@@ -287,7 +301,7 @@ class _Subject:
         model = copy.deepcopy(self.model).train()
         model.zero_grad()
         output = tensors_in(model(self.images))[0]
-        loss = self.loss_fn(output, self.labels)
+        loss = self.loss_fn(output, self.labels) if self.labels_fit else output.square().mean()
         if loss.requires_grad:
             loss.backward()
         return model, output.detach(), loss.detach()
@@ -533,7 +547,8 @@ def _check_detached(subject: _Subject):
     """Parameters that the output depends on and that get no gradient all the same."""
     model, _, _ = subject.step
     _, trained = subject.traces
-    live = {value.name for value in trained.live()}
+    # Auxiliary outputs, of which the loss knows nothing, do not count.
+    live = {value.name for value in Trace(trained.operations, outputs=trained.outputs[:1]).live()}
     frozen = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None and name in live]
     if frozen:
         where = frozen[-1].rpartition(".")[0]
@@ -544,7 +559,7 @@ def _check_detached(subject: _Subject):
 @torch.no_grad()
 def _check_batch_leak(subject: _Subject):
     """Whether an image's logits change with the images beside it, in eval mode."""
-    model, images = subject.settled, subject.images.double()
+    model, images = subject.settled, subject.settled_images[:32]
     half = len(images) // 2
     # The others become their own negatives, in the other order: a change that no layer overlooks.
     others = torch.cat([images[:half], -2 * images[half:].flip(0)])
@@ -566,11 +581,15 @@ def _check_output(subject: _Subject):
         if torch.allclose(shifted, subject.loss_fn(output, subject.labels), atol=1e-5):
             evidence = "All outputs are positive and sum to 1, and the loss does not change when 3 is added to them."
             yield _found("double-softmax", "error", "", evidence)
-    spreads = []
-    for logits in (output, tensors_in(subject.settled(subject.images.double()))[0].detach()):
-        spreads.append(float((logits.max(0).values - logits.min(0).values).max() / logits.abs().max().clamp_min(1e-30)))
-    if max(spreads) < 1e-6:
-        evidence = f"Over {len(output)} images no logit changes by more than {max(spreads):.0e} of the largest."
+    model, images = copy.deepcopy(subject.settled), subject.settled_images
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():  # a layer that starts from zero is not at fault
+            nn.init.normal_(parameter, std=0.01)
+    with torch.no_grad():
+        logits = tensors_in(model(images))[0]
+    spread = float((logits.max(0).values - logits.min(0).values).max() / logits.abs().max().clamp_min(1e-30))
+    if spread < 1e-6:
+        evidence = f"Over {len(output)} images no logit changes by more than {spread:.0e} of the largest."
         yield _found("constant-output", "error", "", evidence)
 
 
@@ -596,7 +615,7 @@ def _check_maps(subject: _Subject):
         seen = max((max(_pair(field)) for field in fields), default=max(size))
         wanted = max(size[-1], BRIEF_FIELD + 1)
         if seen < wanted:
-            evidence = f"The last convolution sees {seen} pixels of an image of {size[-1]}; the course asks for over {BRIEF_FIELD}."
+            evidence = f"The last convolution sees {seen} pixels of {size[-1]}; the course asks for over {BRIEF_FIELD}."
             yield _found("receptive-field", "note", "", evidence)
 
 
@@ -612,7 +631,7 @@ def _check_data(subject: _Subject):
         yield _found("input-scale", "warning", "", evidence)
     output = subject.outputs(training=False)
     if output.ndim == 2 and not subject.labels_fit:
-        evidence = f"Labels run from {int(labels.min())} to {int(labels.max())}, and the network has {output.shape[1]} outputs."
+        evidence = f"Labels run from {int(labels.min())} to {int(labels.max())}, for {output.shape[1]} outputs."
         yield _found("label-range", "error", "", evidence)
 
 
@@ -661,7 +680,10 @@ def _check_loss(subject: _Subject):
     accuracy = float((output.argmax(1) == subject.labels).float().mean())
     too_low = loss < 0.5 * chance and accuracy < min(1.0, 2 / output.shape[1])
     if not loss < 2 * chance or too_low:
-        evidence = f"The loss is {float(loss):.3g}, {100 * accuracy:.0f} % are right; guessing has ln({output.shape[1]}) = {chance:.3g}."
+        evidence = (
+            f"The loss is {float(loss):.3g} and {100 * accuracy:.0f} % are right; guessing has a loss of "
+            f"ln({output.shape[1]}) = {chance:.3g}."
+        )
         yield _found("initial-loss", "warning", "", evidence)
 
 
@@ -680,7 +702,8 @@ def _check_eval_mode(subject: _Subject):
         float((logits.argmax(1) == subject.labels).float().mean()) for logits in (trained, subject.outputs(False))
     ]
     if abs(accuracies[0] - accuracies[1]) > 0.15:
-        evidence = f"{100 * accuracies[0]:.0f} % are right in train mode without dropout, {100 * accuracies[1]:.0f} % in eval mode."
+        percent = [f"{100 * accuracy:.0f} %" for accuracy in accuracies]
+        evidence = f"{percent[0]} are right in train mode without dropout, {percent[1]} in eval mode."
         yield _found("eval-mode-gap", "warning", "", evidence)
 
 
@@ -694,7 +717,7 @@ def _check_optimizer(subject: _Subject):
         if parameter.requires_grad and id(parameter) not in held
     ]  # fmt: skip
     if missed:
-        evidence = f"{len(missed)} parameters are not among the optimiser's: {', '.join(missed[:4])}{', ...' * (len(missed) > 4)}."
+        evidence = f"{len(missed)} parameters are not among the optimiser's, the first {missed[0]}."
         yield _found("optimizer-misses-parameters", "error", missed[0].rpartition(".")[0], evidence)
 
 

@@ -33,10 +33,13 @@ from figures import (  # noqa: F401 - so that a notebook imports all from here
     plot_accuracies,
     plot_augmentations,
     plot_confusion_matrix,
+    plot_learning_rate_range,
+    plot_logits_against,
     plot_mistakes,
     plot_performance,
     plot_receptive_field,
     plot_samples,
+    plot_templates,
 )
 
 # ---------------------------------------------------------------------------------------------------------------- data
