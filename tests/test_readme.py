@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from check_jsonschema import main as check_jsonschema
 from click.testing import CliRunner
 
@@ -90,19 +91,28 @@ def test_python_blocks_of_the_readme_run(tmp_path, image_folders, monkeypatch):
     from torch import nn
 
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     data = utils.load_data(image_folders, tmp_path / "data")
     load_data = utils.load_data
     monkeypatch.chdir(tmp_path)
     (tmp_path / "path" / "to").mkdir(parents=True)
     image_folders.rename(tmp_path / "path" / "to" / "my-images")
     monkeypatch.setattr(utils, "load_data", lambda *args: load_data(*args) if args else data)
-    namespace = {"MyNetwork": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))}
+    torch.manual_seed(0)
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 2
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
+    namespace = {
+        "model": model,
+        "images": images,
+        "labels": labels,
+        "MyNetwork": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)),
+    }
     for block in blocks:
         exec(block, namespace)
     assert len(namespace["data"].classes) == 2
     assert (tmp_path / "runs" / "mine" / "history.jsonl").exists()
     assert len(namespace["history"]) == 10
+    assert [finding.check for finding in namespace["findings"]] == ["affine-network"]
 
 
 def test_workflow_is_valid():

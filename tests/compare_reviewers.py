@@ -1,0 +1,63 @@
+"""Runs review.py and torchtest2 over the zoo, side by side, and writes assets/reviewers.json: what each one finds.
+
+python tests/compare_reviewers.py
+"""
+
+import importlib.metadata
+import json
+import sys
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+import torchtest2  # noqa: E402
+from zoo import ZOO, Setup  # noqa: E402
+
+from models import SeedNet  # noqa: E402
+from review import review  # noqa: E402
+
+
+def ours(setup: Setup) -> list[str]:
+    """The checks of review.py that found something, the worst first, each once."""
+    return list(dict.fromkeys(finding.check for finding in review(*setup)))
+
+
+def theirs(setup: Setup) -> list[str]:
+    """The checks of torchtest2 that failed or warned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report = torchtest2.check_model(
+            setup.model, setup.images, setup.labels, loss_fn=setup.loss_fn, optimizer=setup.optimizer
+        )
+    return [result.name for result in report.results if result.status.name in ("FAIL", "FAILED", "WARN", "WARNING")]
+
+
+def seednet() -> Setup:
+    """The student's network as it was, on noise."""
+    torch.manual_seed(0)
+    return Setup(SeedNet(apply_relu=False), torch.randn(64, 3, 32, 32), torch.arange(64) % 10)
+
+
+def main() -> None:
+    rows = [("the student's network", "discarded-output", seednet, None)]
+    rows += [(fault.name, fault.check, fault.faulty, fault.healthy) for fault in ZOO]
+    records = []
+    for name, check, faulty, healthy in rows:
+        record = {"fault": name, "check": check}
+        for reviewer, find in (("review.py", ours), ("torchtest2", theirs)):
+            found = find(faulty())
+            # What it says of the healthy twin too is not about the fault.
+            usual = find(healthy()) if healthy else []
+            record[reviewer] = [check for check in found if check not in usual]
+        records.append(record)
+        print(record, flush=True)
+    versions = {"torch": torch.__version__, "torchtest2": importlib.metadata.version("torchtest2")}
+    result = {"command": "python tests/compare_reviewers.py", **versions, "faults": records}
+    (ROOT / "assets" / "reviewers.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
