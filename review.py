@@ -612,7 +612,7 @@ def _check_maps(subject: _Subject):
         rows = receptive_field(subject.model, size)
         layers = {operation.where for operation in recorded.operations if operation.name == "convolution"}
         fields = [row.receptive_field for row in rows if row.layer in layers or row.layer.endswith("convolution")]
-        seen = max((max(_pair(field)) for field in fields), default=max(size))
+        seen = max((max(_pair(field)) for field in fields), default=math.inf)
         wanted = max(size[-1], BRIEF_FIELD + 1)
         if seen < wanted:
             evidence = f"The last convolution sees {seen} pixels of {size[-1]}; the course asks for over {BRIEF_FIELD}."

@@ -39,6 +39,15 @@ def fields_table() -> str:
     return "\n".join(lines)
 
 
+def reviewers_table() -> str:
+    found = json.loads((ROOT / "assets" / "reviewers.json").read_text())
+    lines = [f"| fault | review.py | torchtest2 {found['torchtest2']} |", "| --- | --- | --- |"]
+    for row in found["faults"]:
+        names = [", ".join(row[reviewer]) or "nothing" for reviewer in ("review.py", "torchtest2")]
+        lines.append(f"| {row['fault']} | {names[0]} | {names[1]} |")
+    return "\n".join(lines)
+
+
 def history(run: str) -> list[dict]:
     return utils.read_history(ROOT / "assets" / "runs" / f"{run}.jsonl")
 
@@ -48,6 +57,7 @@ def history(run: str) -> list[dict]:
     [
         pytest.param(results_table, id="results"),
         pytest.param(fields_table, id="receptive field"),
+        pytest.param(reviewers_table, id="reviewers"),
         pytest.param(lambda: layer_summary(SeedNet(apply_relu=False), (3, 32, 32)), id="summary"),
         pytest.param(lambda: utils.history_log(history("seednet"), 10_000).strip(), id="log"),
     ],
