@@ -18,14 +18,15 @@ def test_it_is_valid_and_was_executed_from_top_to_bottom():
 
 def test_outputs_are_of_the_full_run_on_cifar10():
     text = "".join(output.get("text", "") for cell in CODE for output in cell.outputs)
-    assert "full profile" in text
-    assert "data CIFAR-10" in text
+    assert "profile: full" in text
+    assert "data: CIFAR-10" in text
 
 
 def test_every_cell_is_short_and_follows_prose():
     for before, cell in zip(NOTEBOOK.cells, NOTEBOOK.cells[1:], strict=False):
         if cell.cell_type == "code":
             assert len(cell.source.splitlines()) <= 15, cell.source
+            assert max(map(len, cell.source.splitlines())) <= 105, cell.source
             assert cell.source.strip()
             if before.cell_type == "code":  # two in a row: the second draws what the first computed
                 assert "plot_" in cell.source or "history_log" in cell.source, cell.source
