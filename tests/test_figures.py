@@ -9,6 +9,7 @@ from torch import nn
 
 import utils
 from models import SeedNet
+from review import RangeTest
 
 CAPTION = "SomeNet on some data, 12.3 %"
 
@@ -128,6 +129,35 @@ def test_receptive_field_squares_are_to_scale(digits):
     check(figure, "41 pixels a side")
     squares = [(patch.get_x(), patch.get_width()) for patch in figure.axes[0].patches]
     assert squares == [(14.5, 3), (-4.5, 41)]
+
+
+def test_templates_are_the_columns_of_the_matrix():
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(3 * 32 * 32, 3))
+    figure = utils.plot_templates(matrix, ("ant", "bee", "cow"), CAPTION)
+    check(figure, "3 blurred pictures")
+    assert [axis.get_title() for axis in visible(figure)] == ["ant", "bee", "cow"]
+    shown = np.asarray(visible(figure)[1].get_images()[0].get_array()).astype(float)
+    weights = matrix[:, 1].reshape(3, 32, 32).transpose(1, 2, 0)
+    np.testing.assert_allclose(shown / 127.5 - 1, weights / np.abs(weights).max(), atol=0.005)
+
+
+def test_logits_are_drawn_against_each_other():
+    matrix = np.random.default_rng(0).normal(size=(5, 4))
+    figure = utils.plot_logits_against(matrix + 0.001, matrix, CAPTION)
+    check(figure, "20 logits", "1e-03")
+    points = figure.axes[0].lines[0]
+    assert points.get_xdata().tolist() == matrix.ravel().tolist()
+    assert points.get_ydata().tolist() == (matrix + 0.001).ravel().tolist()
+
+
+def test_learning_rate_range_marks_both_rates():
+    curve = RangeTest([0.01, 0.1, 1.0], [2.3, 2.2, 1.0], 0.1, None)
+    figure = utils.plot_learning_rate_range(curve, 0.03, CAPTION)
+    check(figure, "0.1", "0.03")
+    drawn = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].lines[1:]}
+    assert drawn == {"given": [0.03, 0.03], "falls fastest": [0.1, 0.1]}
+    assert figure.axes[0].lines[0].get_ydata().tolist() == curve.losses
 
 
 # ------------------------------------------------------------------------------------------------ architecture picture

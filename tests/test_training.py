@@ -259,6 +259,24 @@ def test_history_log_holds_what_training_printed(random_data, capsys):
     assert [line for line in log if line.startswith(("Epoch ", "Test set"))] == printed
 
 
+def test_parameters_are_counted_if_they_are_trained():
+    model = nn.Linear(5, 3)
+    model.bias.requires_grad_(False)
+    assert utils.count_parameters(model) == 15
+
+
+def test_a_failed_write_leaves_the_file_that_was_there(tmp_path):
+    def fail(path):
+        path.write_text("half")
+        raise OSError("disk full")
+
+    utils.write_whole(tmp_path / "file", lambda path: path.write_text("whole"))
+    with pytest.raises(OSError, match="disk full"):
+        utils.write_whole(tmp_path / "file", fail)
+    assert (tmp_path / "file").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_precision():
     cpu = torch.device("cpu")
     assert utils.resolve_precision("fp32", cpu) == torch.float32
