@@ -61,7 +61,6 @@ class Subject:
         self.original, self.optimizer = model, optimizer
         self.images, self.labels, self.loss_fn = images, labels, loss_fn
         self.model = copy.deepcopy(model)
-        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
 
     @functools.cached_property
     def traces(self) -> tuple[Trace, Trace]:
@@ -192,10 +191,11 @@ def check_affine(subject: Subject):
     """Whether the logits of a + b - c are those of a, plus those of b, minus those of c."""
     excess = _superposition_excess(subject.settled, subject.images)
     evaluated, _ = subject.traces
+    live = evaluated.live()
     structure = all(
         operation.is_affine or operation.name in ("_log_softmax", "_softmax")
         for operation in evaluated.operations
-        if operation.images and any(value in evaluated.live() for value in operation.outputs)
+        if operation.images and any(value in live for value in operation.outputs)
     )
     if excess is not None and excess < AFFINE_TOLERANCE:
         count = sum(parameter.numel() for parameter in subject.model.parameters())

@@ -24,11 +24,19 @@ def results_table() -> str:
     lines = ["| run | network | parameters | epochs | test accuracy | test loss | minutes | device | torch | command |"]
     lines += ["| --- " * 10 + "|"]
     for row in RESULTS:
-        lines.append(
-            f"| {row['run']} | `{row['network']}` | {row['parameters']:,} | {row['epochs']} | {row['test_accuracy']:.2f} % "
-            f"| {row['test_loss']:.4f} | {row['seconds'] / 60:.0f} | {row['device']}, {row['precision']} "
-            f"| {row['torch']} | `{row['command']}` |"
-        )
+        cells = [
+            row["run"],
+            f"`{row['network']}`",
+            f"{row['parameters']:,}",
+            row["epochs"],
+            f"{row['test_accuracy']:.2f} %",
+            f"{row['test_loss']:.4f}",
+            f"{row['seconds'] / 60:.0f}",
+            f"{row['device']}, {row['precision']}",
+            row["torch"],
+            f"`{row['command']}`",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
