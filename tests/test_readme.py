@@ -96,6 +96,11 @@ def test_every_percentage_in_the_readme_was_measured():
         assert any(f"{value:.{digits}f}" == number for value in measured), f"{number} % is in no record"
 
 
+def test_the_gain_of_the_relu_is_the_difference_of_two_runs():
+    before, after = (history(run)[-1]["test_accuracy"] for run in ("seednet", "ladder-1"))
+    assert f"That alone is worth {after - before:.1f} points." in README
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README):
         assert (ROOT / target).exists(), target
