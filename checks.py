@@ -109,8 +109,9 @@ class Subject:
             loss.backward()
         return model, output.detach(), loss.detach()
 
-    @property
+    @functools.cached_property
     def labels_fit(self) -> bool:
+        """Whether every label is a class of the network."""
         classes = self.outputs(training=False).shape[1]
         return bool(self.labels.min() >= 0 and self.labels.max() < classes)
 
@@ -429,8 +430,7 @@ def check_data(subject: Subject):
 
 def check_activations(subject: Subject):
     """Rectified layers most of whose channels are off for all images."""
-    model = copy.deepcopy(subject.model)
-    recorded = trace(model, subject.images[:64], training=True)
+    recorded = trace(subject.model, subject.images[:64], training=True)
     rectified = ("relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "clamp_min_", "threshold")
     for operation in recorded.operations:
         if operation.name in rectified and operation.images and operation.outputs:
