@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from brief import LEAST_FIELD
 from tracing import Operation, Trace, Value, receptive_field, tensors_in, trace
 
 SEVERITIES = ("error", "warning", "note")
-BRIEF_FIELD = 44  # pixels that the course's brief wants a network to see more than
 
 
 @dataclass(frozen=True)
@@ -406,9 +406,9 @@ def check_maps(subject: Subject):
         layers = {operation.where for operation in recorded.operations if operation.name == "convolution"}
         fields = [row.receptive_field for row in rows if row.layer in layers or row.layer.endswith("convolution")]
         seen = max((max(field) if isinstance(field, tuple) else field for field in fields), default=math.inf)
-        wanted = max(size[-1], BRIEF_FIELD + 1)
+        wanted = max(size[-1], LEAST_FIELD + 1)
         if seen < wanted:
-            evidence = f"The last convolution sees {seen} pixels of {size[-1]}; the course asks for over {BRIEF_FIELD}."
+            evidence = f"The last convolution sees {seen} pixels of {size[-1]}; the course asks for over {LEAST_FIELD}."
             yield _found("receptive-field", "note", "", evidence)
 
 

@@ -9,7 +9,9 @@ import contextlib
 import copy
 import io
 import math
+import textwrap
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -202,6 +204,36 @@ def plot_learning_rate_range(curve, given: float, caption: str) -> plt.Figure:
     axis.set(xlabel="learning rate, one step each", ylabel="loss before the step")
     axis.grid(alpha=0.3)
     axis.legend()
+    return figure
+
+
+def plot_ladder(rungs: dict[str, list[dict]], caption: str) -> plt.Figure:
+    """The last test accuracy of each run as a bar with its gain over the run before, and their curves beside it.
+
+    Args:
+        rungs: from what a run changes, given the one before, to its history; in order.
+    """
+    last = [history[-1]["test_accuracy"] for history in rungs.values()]
+    gains = [after - before for before, after in pairwise(last)]
+    title = f"From {last[0]:.1f} % to {last[-1]:.1f} %, one change at a time"
+    height = max(4.5, 0.75 * len(rungs) + 1.6)
+    figure, axes = _figure(1, 2, 13, height, title, caption, gridspec_kw={"width_ratios": [1.25, 1]})
+    bars, curves = axes[0]
+    colours = sns.color_palette("viridis_r", len(rungs) + 1)[1:]
+    labels = [textwrap.fill(change, 30) for change in rungs]
+    bars.barh(range(len(rungs)), last, color=colours)
+    for place, (accuracy, gain) in enumerate(zip(last, [None, *gains], strict=True)):
+        text = f"{accuracy:.1f} %" + ("" if gain is None else f"  ({gain:+.1f})")
+        bars.text(accuracy + 1, place, text, va="center", fontsize=12)
+    bars.set_yticks(range(len(rungs)), labels)
+    bars.set(xlim=(0, 1.4 * max(last)), xlabel="percent of test images right, last epoch (gain over the bar above)")
+    bars.invert_yaxis()
+    for history, colour, label in zip(rungs.values(), colours, labels, strict=True):
+        epochs = [record["epoch"] for record in history]
+        curves.plot(epochs, [record["test_accuracy"] for record in history], ".-", color=colour, label=label)
+    curves.set(xlabel="epoch", ylabel="percent of test images right")
+    curves.xaxis.get_major_locator().set_params(integer=True)
+    curves.grid(alpha=0.3)
     return figure
 
 

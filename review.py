@@ -17,6 +17,7 @@ import torch.nn.functional as F
 import torchsummary
 from torch import nn
 
+from brief import Brief, Rule, check_brief
 from checks import (
     ADVICE,
     CHECKS,
@@ -32,8 +33,8 @@ from checks import (
 from tracing import ReceptiveField, receptive_field
 
 __all__ = [
-    "Finding", "Findings", "RangeTest", "ReceptiveField", "affine_equivalent", "layer_summary", "learning_rate_range",
-    "receptive_field", "review", "review_history",
+    "Brief", "Finding", "Findings", "RangeTest", "ReceptiveField", "Rule", "affine_equivalent", "check_brief",
+    "layer_summary", "learning_rate_range", "receptive_field", "review", "review_history",
 ]  # fmt: skip
 
 

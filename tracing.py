@@ -212,7 +212,7 @@ def receptive_field(model: nn.Module, input_size: tuple[int, int, int]) -> list[
             field, window = _through(operation, [fields.get(value, _Field()) for value in operation.images])
             fields |= dict.fromkeys(operation.outputs, field)
             if window:
-                rows.append(_row(_layer_name(model, operation), *window, field))
+                rows.append(_row(layer_name(model, operation), *window, field))
     if len(recorded.outputs) != 1 or not recorded.outputs[0].from_image:
         raise ValueError("receptive_field: the output is not one tensor that depends on the image.")
     return [*rows, _row("output", (1, 1), (1, 1), (1, 1), fields.get(recorded.outputs[0], _Field()))]
@@ -249,7 +249,7 @@ def _through(operation: Operation, fields: list[_Field]) -> tuple[_Field, tuple 
     return field.widened(*window), window
 
 
-def _layer_name(model: nn.Module, operation: Operation) -> str:
+def layer_name(model: nn.Module, operation: Operation) -> str:
     """The module that computes: by its path if it has no parts of its own, else with the operation's name."""
     is_leaf = operation.where and not list(model.get_submodule(operation.where).children())
     return operation.where if is_leaf else f"{operation.where}.{operation.name}".lstrip(".")

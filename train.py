@@ -55,11 +55,19 @@ EXPERIMENTS = {
     "seednet-augmented": Experiment(
         "SeedNet", {"apply_relu": False}, replace(SEED_RECIPE, crop=4, flip=True, cutout=16)
     ),
-    # The ladder: each rung is the one above with one thing mended.
+    # The ladder, of which each rung is the one above with one thing mended.
     "ladder-1": Experiment("SeedNet", {"apply_relu": True}, SEED_RECIPE),
     "ladder-2": Experiment("SeedNet", {"apply_relu": True}, ONE_CYCLE),
     "ladder-3": Experiment("SeedNet", {"apply_relu": True, "mend_strides": True}, ONE_CYCLE),
     "ladder-4": Experiment("SeedNet", {"apply_relu": True, "mend_strides": True, "dropout": 0.0}, AUGMENTED),
+}
+
+LADDER = {  # the runs in order, and what each changes
+    "seednet": "as it was",
+    "ladder-1": "ReLU applied, nothing else",
+    "ladder-2": "+ Nesterov momentum, one-cycle learning rate",
+    "ladder-3": "+ BatchNorm and ReLU on the strided convolutions, padding that keeps maps of 16, 8, 4",
+    "ladder-4": "+ flip and crop, label smoothing; dropout off",
 }
 
 

@@ -33,6 +33,7 @@ from figures import (  # noqa: F401 - so that a notebook imports all from here
     plot_accuracies,
     plot_augmentations,
     plot_confusion_matrix,
+    plot_ladder,
     plot_learning_rate_range,
     plot_logits_against,
     plot_mistakes,

@@ -76,6 +76,18 @@ def test_performance_draws_the_history(history):
     }
 
 
+def test_ladder_draws_bars_gains_and_curves(history):
+    worse = [record | {"test_accuracy": record["test_accuracy"] - 2} for record in history]
+    figure = utils.plot_ladder({"as it was": history, "something worse": worse}, CAPTION)
+    check(figure, "From 30.0 % to 28.0 %")
+    bars, curves = figure.axes
+    assert [bar.get_width() for bar in bars.patches] == [30.0, 28.0]
+    assert [text.get_text() for text in bars.texts] == ["30.0 %", "28.0 %  (-2.0)"]
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["as it was", "something worse"]
+    drawn = [line.get_ydata().tolist() for line in curves.lines]
+    assert drawn == [[record["test_accuracy"] for record in records] for records in (history, worse)]
+
+
 def test_accuracies_draw_both_runs(history):
     check(utils.plot_accuracies(history, CAPTION), "35.0 %", "30.0 %")
     reference = [

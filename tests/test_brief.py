@@ -1,0 +1,111 @@
+"""check_brief against networks whose answer is known by construction, each of which breaks one rule."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from models import SeedNet
+from review import check_brief
+
+
+class Fitting(nn.Module):
+    """Keeps every rule; the arguments break one each."""
+
+    def __init__(self, width=16, dilation=2, depthwise=True, pool="mean", layers=6):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, groups=width if depthwise else 1)
+            for _ in range(layers)
+        )
+        self.mix = nn.Conv2d(width, width, 1)
+        self.head = nn.Linear(width * 256 if pool == "flatten" else width, 10)
+        self.pool = pool
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = F.max_pool2d(x, 2) if self.pool == "max" else F.avg_pool2d(x, 2)
+        for conv in self.convs:
+            x = F.relu(self.mix(F.relu(conv(x))))
+        return self.head(x.flatten(1) if self.pool == "flatten" else x.mean((2, 3)))
+
+
+def broken(model, accuracy=90.0):
+    return [rule.rule for rule in check_brief(model, accuracy) if not rule.passed]
+
+
+def test_a_network_that_fits():
+    rows = {rule.rule: rule for rule in check_brief(Fitting(), 85.0)}
+    assert all(rule.passed for rule in rows.values())
+    # 3 * 16 * 9 + 16, six of 16 * 9 + 16, 16 * 16 + 16, 16 * 10 + 10
+    assert rows["parameters"].found == f"{448 + 6 * 160 + 272 + 170:,}"
+    assert rows["receptive field, pixels"].found == str(3 + 1 + 6 * (2 * 2 * 2))
+    assert rows["depthwise-separable convolutions"].found == "6, such as convs.0"
+    assert rows["global average pooling before the classifier"].found == "of maps of 16×16"
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"width": 450}, "parameters"),
+        ({"layers": 5}, "receptive field, pixels"),  # 3 + 1 + 5 * 8 = 44: not over 44
+        ({"pool": "max"}, "pooling that takes a maximum"),
+        ({"depthwise": False}, "depthwise-separable convolutions"),
+        ({"dilation": 1, "layers": 12}, "dilated convolutions"),
+        ({"pool": "flatten"}, "global average pooling before the classifier"),
+    ],
+)
+def test_each_rule_is_broken_alone(options, rule):
+    assert broken(Fitting(**options)) == [rule]
+
+
+def test_accuracy_is_a_bound_and_a_percentage():
+    assert broken(Fitting(), 84.99) == ["test accuracy"]
+    for accuracy in (-1, 100.5, float("nan")):
+        with pytest.raises(ValueError, match="percentage"):
+            check_brief(Fitting(), accuracy)
+
+
+@pytest.mark.parametrize("mend", [False, True])
+def test_seednet_breaks_two_rules(mend):
+    rows = check_brief(SeedNet(apply_relu=mend, mend_strides=mend), 40.2)
+    assert [rule.rule for rule in rows if not rule.passed] == ["parameters", "test accuracy"]
+    assert not rows.passed
+    assert {rule.rule: rule.found for rule in rows}["receptive field, pixels"] == "77"
+
+
+def test_public_networks():
+    resnet = check_brief(torchvision.models.resnet18(num_classes=10), 95.0)
+    wanting = {rule.rule for rule in resnet if not rule.passed}
+    assert wanting == {
+        "parameters",
+        "pooling that takes a maximum",
+        "depthwise-separable convolutions",
+        "dilated convolutions",
+    }
+    mobile = torchvision.models.mobilenet_v2(num_classes=10)
+    assert broken(mobile) == ["parameters", "dilated convolutions"]
+
+
+def test_a_layer_that_is_called_in_vain_does_not_count():
+    class Vain(Fitting):
+        def forward(self, x):
+            self.vain(x)
+            return super().forward(x)
+
+    model = Vain(dilation=1, layers=12)
+    model.vain = nn.Conv2d(3, 3, 3, dilation=2)
+    assert broken(model) == ["dilated convolutions"]
+
+
+def test_the_model_is_left_as_it_was_and_the_table_shows():
+    model = SeedNet(apply_relu=True).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    brief = check_brief(model, 40.2)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert "214,651" in str(brief)
+    assert str(brief).count("FAIL") == brief._repr_html_().count("FAIL") == 2
+    assert "&lt; 200,000" in brief._repr_html_()
