@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# Two layers that are PyTorch's own to the reader and to every tool, with a faster way through training on a CPU.
+# Three layers that are PyTorch's own to the reader and to every tool, with a faster way through training on a CPU.
 
 
 class Dropout(nn.Dropout):
