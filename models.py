@@ -44,6 +44,31 @@ class StrideDilatedConv2d(nn.Conv2d):
         return super().forward(x)
 
 
+class DepthwiseDilatedConv2d(nn.Conv2d):
+    """A dilated depthwise 3x3 convolution that keeps the size of the map.
+
+    Pixels whose rows and columns are a multiple of the dilation apart never meet the others. Taken apart into such
+    phases, as if each were an image, a map can be convolved plainly: the same numbers, and on a CPU a backward pass
+    that is several times faster.
+    """
+
+    def __init__(self, channels: int, dilation: int):
+        super().__init__(channels, channels, 3, 1, dilation, dilation, groups=channels, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or x.device.type != "cpu":
+            return super().forward(x)
+        d, (height, width) = self.dilation[0], x.shape[2:]
+        if height % d or width % d:
+            x = F.pad(x, (0, -width % d, 0, -height % d))  # zeros, as the padding of the whole map has
+        phases = x.permute(0, 2, 3, 1).unflatten(2, (-1, d)).unflatten(1, (-1, d))  # (N, H/d, d, W/d, d, C)
+        phases = phases.permute(0, 2, 4, 1, 3, 5)  # (N, d, d, H/d, W/d, C)
+        plain = phases.flatten(0, 2).permute(0, 3, 1, 2)  # (N * d * d, C, H/d, W/d), channels-last in memory
+        plain = F.conv2d(plain, self.weight, padding=1, groups=self.groups)
+        x = plain.permute(0, 2, 3, 1).unflatten(0, (-1, d, d)).permute(0, 3, 1, 4, 2, 5)
+        return x.flatten(3, 4).flatten(1, 2)[:, :height, :width].permute(0, 3, 1, 2)
+
+
 StrideDilatedConv2d.__name__ = StrideDilatedConv2d.__qualname__ = "Conv2d"  # as torchsummary has to show it
 
 

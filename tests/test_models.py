@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import models
-from models import Dropout, SeedNet, StrideDilatedConv2d
+from models import DepthwiseDilatedConv2d, Dropout, SeedNet, StrideDilatedConv2d
 
 # Parameters by hand: DW(i, o) has 9i + io + 2o, a dense 3x3 convolution 9io, a 1x1 one io.
 SEPARABLE = [(3, 32), (32, 64), (32, 64), (64, 128), (64, 128), (128, 128), (64, 64), (64, 32)]
@@ -93,6 +93,26 @@ def test_stride_dilated_convolution_equals_torchs(stride, padding):
     torch.testing.assert_close(quick.eval()(x), plain)
     for ours, theirs in ((x.grad, y.grad), (quick.weight.grad, weight.grad), (quick.bias.grad, bias.grad)):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dilation", [2, 3])
+@pytest.mark.parametrize("size", [(16, 16), (17, 20), (3, 2)])  # a multiple of the dilation, and not
+def test_depthwise_dilated_convolution_equals_torchs(size, dilation):
+    torch.manual_seed(0)
+    quick = DepthwiseDilatedConv2d(4, dilation).double().train()
+    x = torch.randn(2, 4, *size, dtype=torch.double).to(memory_format=torch.channels_last).requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    weight = quick.weight.detach().clone().requires_grad_()
+    plain = F.conv2d(y, weight, padding=dilation, dilation=dilation, groups=4)
+    upstream = torch.randn_like(plain)
+    result = quick(x)
+    assert result.shape == x.shape
+    (result * upstream).sum().backward()
+    (plain * upstream).sum().backward()
+    torch.testing.assert_close(result, plain)
+    torch.testing.assert_close(quick.eval()(x), plain)
+    torch.testing.assert_close(x.grad, y.grad)
+    torch.testing.assert_close(quick.weight.grad, weight.grad)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
