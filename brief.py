@@ -85,7 +85,10 @@ def check_brief(model: nn.Module, test_accuracy: float, input_size: tuple[int, i
                 "global average pooling before the classifier", f"of maps of {', '.join(sizes)}" if sizes else "none",
                 "yes", bool(averages),
             ),
-            Rule("test accuracy", f"{test_accuracy:.2f} %", f">= {LEAST_ACCURACY:g} %", test_accuracy >= LEAST_ACCURACY),
+            Rule(
+                "test accuracy", f"{test_accuracy:.2f} %", f">= {LEAST_ACCURACY:g} %",
+                test_accuracy >= LEAST_ACCURACY,
+            ),
         ]
     )  # fmt: skip
 

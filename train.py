@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 import models
+from files import write_whole
 from utils import (
     SEED_RECIPE,
     DataError,
@@ -23,7 +24,6 @@ from utils import (
     load_data,
     resolve_precision,
     train,
-    write_whole,
 )
 
 ASSETS = Path(__file__).parent / "assets"

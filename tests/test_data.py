@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import dataset
 import utils
 from utils import DataError, load_data
 
@@ -97,7 +98,7 @@ def test_environment_variable_comes_first(image_folders, batches_folder, random_
 
 def test_second_start_reads_the_cache(image_folders, random_data, tmp_path, monkeypatch):
     first = load_data(image_folders, tmp_path / "root")
-    monkeypatch.setattr(utils, "_read_folder", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(dataset, "_read_folder", lambda *_: pytest.fail("decoded again"))
     second = load_data(image_folders, tmp_path / "root")
     assert all(torch.equal(a, b) for a, b in zip(first[:4], second[:4], strict=True))
     assert first[4:] == second[4:]
@@ -196,7 +197,7 @@ def mirror(tmp_path, batches_folder, monkeypatch):
     (folder / "wrong").write_bytes(b"<html>come back later</html>")
     from torchvision.datasets.utils import calculate_md5
 
-    monkeypatch.setattr(utils, "CIFAR10_MD5", calculate_md5(folder / "good"))
+    monkeypatch.setattr(dataset, "CIFAR10_MD5", calculate_md5(folder / "good"))
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args, **kwargs):
@@ -212,16 +213,16 @@ def mirror(tmp_path, batches_folder, monkeypatch):
 
 
 def test_download_takes_the_next_host_where_one_fails(mirror, tmp_path, random_data, monkeypatch):
-    monkeypatch.setattr(utils, "CIFAR10_MIRRORS", mirror("missing", "wrong", "good"))
+    monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror("missing", "wrong", "good"))
     root = tmp_path / "root"
     assert_same(load_data(root=root), random_data)
     assert sorted(path.name for path in root.iterdir()) == ["cache", "cifar-10-python.tar.gz"]
-    monkeypatch.setattr(utils, "CIFAR10_MIRRORS", mirror("missing"))
+    monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror("missing"))
     assert_same(load_data(root=root), random_data)  # the earlier download
 
 
 def test_without_any_host_the_digits_stand_in_and_nothing_is_left_behind(mirror, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(utils, "CIFAR10_MIRRORS", mirror("missing", "wrong"))
+    monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror("missing", "wrong"))
     data = load_data(root=tmp_path / "root")
     assert data.name == "digits"
     said = [line for line in capsys.readouterr().out.splitlines() if "digits" in line]

@@ -40,7 +40,25 @@ def test_cells_whose_output_must_not_change_are_tagged_and_have_one():
         assert [output.output_type for output in cell.outputs] == ["stream"]
 
 
-@pytest.mark.parametrize("module", ["utils", "figures", "review", "checks", "tracing", "models", "train"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "utils",
+        "dataset",
+        "batches",
+        "recipe",
+        "training",
+        "checkpoints",
+        "files",
+        "figures",
+        "review",
+        "brief",
+        "checks",
+        "tracing",
+        "models",
+        "train",
+    ],
+)
 def test_public_functions_have_docstrings(module):
     tree = ast.parse((Path(__file__).parent.parent / f"{module}.py").read_text(encoding="utf-8"))
     assert ast.get_docstring(tree)

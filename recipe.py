@@ -1,0 +1,78 @@
+"""How to train: everything but the network and the data."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: everything but the network and the data. The defaults are the student's choices."""
+
+    epochs: int = 25  # passes over the training images
+    batch_size: int = 512  # images a step; the last step of an epoch takes what is left
+    optimizer: str = "sgd"  # "sgd" or "adamw"
+    learning_rate: float = 0.01  # the highest of the schedule
+    momentum: float = 0.0  # of SGD
+    nesterov: bool = False  # Nesterov's form of it
+    weight_decay: float = 0.0  # on matrices and kernels only, not on biases and normalisation
+    schedule: str = "step"  # "step", "one-cycle" or "constant"
+    step_epochs: int = 15  # "step": epochs until the rate falls
+    step_factor: float = 0.1  # "step": what it is multiplied by
+    warmup: float = 0.15  # "one-cycle": share of the steps in which the rate rises
+    crop: int = 0  # augmentation: largest shift of an image, in pixels
+    flip: bool = False  # augmentation: mirror half of the images
+    cutout: int = 0  # augmentation: side of the blanked-out square, in pixels
+    label_smoothing: float = 0.0  # share of the target spread over all classes
+    seed: int = 0  # of the order, the augmentation and dropout
+    precision: str = "auto"  # "fp32", "bf16", "fp16" (GPU only), or "auto": the fastest that the device is good at
+
+    def __post_init__(self):
+        def check(holds: bool, field: str, remedy: str):
+            if not holds:
+                raise ValueError(f"Recipe: {field}={getattr(self, field)!r} does not work; {remedy}.")
+
+        for field, choices in RECIPE_CHOICES.items():
+            check(getattr(self, field) in choices, field, f"choose from {', '.join(choices)}")
+        for field in ("epochs", "batch_size", "step_epochs", "crop", "cutout", "seed"):
+            lowest = 1 if field in ("epochs", "batch_size", "step_epochs") else 0
+            value = getattr(self, field)
+            check(isinstance(value, int) and lowest <= value < 2**31, field, f"give a whole number from {lowest} up")
+        for field in ("learning_rate", "step_factor"):
+            check(0 < getattr(self, field) < math.inf, field, "give a number over 0")
+        for field in ("momentum", "label_smoothing", "warmup"):
+            check(0 <= getattr(self, field) < 1, field, "give a number from 0 up to, but not including, 1")
+        check(0 <= self.weight_decay < math.inf, "weight_decay", "give a number from 0 up")
+        check(self.momentum > 0 or not self.nesterov, "nesterov", "give it a momentum over 0")
+
+
+RECIPE_CHOICES = {
+    "optimizer": ("sgd", "adamw"),
+    "schedule": ("step", "one-cycle", "constant"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+}
+
+SEED_RECIPE = Recipe()  # the student's; the augmentation behind it was not published, so there is none
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The number format for `precision` on `device`: "auto" takes bf16 where there are instructions for it.
+
+    Raises:
+        ValueError: the device cannot compute in this precision.
+    """
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        automatic = torch.bfloat16 if has_bf16 else torch.float16
+    else:
+        has_bf16 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        automatic = torch.bfloat16 if has_bf16 else torch.float32
+    if precision == "fp16" and device.type != "cuda":
+        raise ValueError('Recipe: precision="fp16" needs a GPU; choose "bf16", "fp32" or "auto".')
+    return {"auto": automatic, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
