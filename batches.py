@@ -5,6 +5,8 @@ import math
 import torch
 
 from dataset import Data
+from distributed import World
+from randomness import epoch_seed
 from recipe import Recipe
 
 
@@ -15,6 +17,9 @@ def channel_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     mean = (counts * values).sum(1) / counts.sum(1)
     variance = (counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1)
     return mean.float().round(decimals=4), variance.sqrt().float().round(decimals=4)
+
+
+IGNORED = -100  # a label that torch's losses leave out
 
 
 class Batches:
@@ -31,6 +36,8 @@ class Batches:
         flip: mirror half of the images, left to right.
         cutout: side of a square that is blanked out, in pixels; its centre lies anywhere in the image, so that part of
             it may lie outside (DeVries and Taylor 2017, arXiv:1708.04552). 0 for none.
+        world: where several processes share the work, each gets its part of every batch. Where a batch has fewer images
+            than there are processes, some get an image with the label IGNORED.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class Batches:
         cutout: int = 0,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        world: World = World(),  # noqa: B008 - immutable
     ):
         n, self.channels, self.height, self.width = images.shape
         # One long list of pixels: shuffling, cropping and flipping a batch is then a single look-up.
@@ -55,7 +63,7 @@ class Batches:
         self.shift = (-mean / std).repeat(self.height * self.width).to(device)
         self.n, self.batch_size, self.device = n, batch_size, torch.device(device)
         self.shuffle, self.crop, self.flip, self.cutout = shuffle, crop, flip, cutout
-        self.seed, self.epoch = seed, 0
+        self.seed, self.epoch, self.world = seed, 0, world
 
     def __len__(self) -> int:
         return math.ceil(self.n / self.batch_size)
@@ -80,7 +88,17 @@ class Batches:
         }
         drawn = {name: values.to(self.device) for name, values in drawn.items()}
         for start in range(0, self.n, self.batch_size):
-            yield self._batch(**{name: values[start : start + self.batch_size] for name, values in drawn.items()})
+            end = min(start + self.batch_size, self.n)
+            mine = slice(start + self.world.rank, end, self.world.size)
+            if start + self.world.rank >= end:
+                images, labels = self._batch(**{name: values[start : start + 1] for name, values in drawn.items()})
+                yield images, torch.full_like(labels, IGNORED)
+            else:
+                yield self._batch(**{name: values[mine] for name, values in drawn.items()})
+
+    def size_of(self, step: int) -> int:
+        """Number of images in a batch, of all processes together."""
+        return min(self.batch_size, self.n - step * self.batch_size)
 
     def _batch(self, index, down, right, mirrored, cut_y, cut_x) -> tuple[torch.Tensor, torch.Tensor]:
         y = torch.arange(self.height, device=self.device)
@@ -115,8 +133,3 @@ def _reflect(position: torch.Tensor, size: int) -> torch.Tensor:
     """Mirror positions outside 0..size-1 back into it, about the first and the last pixel."""
     position = position.abs()
     return torch.where(position < size, position, 2 * (size - 1) - position)
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """One seed for each epoch of each run."""
-    return (seed * 1_000_003 + epoch) % 2**63

@@ -1,8 +1,14 @@
 """The home of a training run on disk: what it is, how far it got, and how it goes on."""
 
+from __future__ import annotations
+
 import contextlib
+import io
 import json
 import platform
+import zipfile
+import zlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,58 +16,133 @@ import torch
 from torch import nn
 
 from dataset import Data
-from files import write_whole
+from files import locked, write_whole
+from randomness import random_states, set_random_states
 from recipe import Recipe
 
 
+class RunError(ValueError):
+    """A kept run cannot be gone on with; the message says why, and what to do."""
+
+
 class Run:
-    """The home of one training run: recipe.json, environment.json, history.jsonl and checkpoint.pt in a folder."""
+    """One run in a folder: recipe.json, environment.json, history.jsonl, and the last two checkpoints."""
 
     def __init__(self, folder: Path, model: nn.Module, data: Data, recipe: Recipe, device: torch.device):
         self.folder = folder
+        self.checkpoint, self.previous = folder / "checkpoint.pt", folder / "checkpoint.previous.pt"
         self.identity = {  # what must be the same for a run to go on
             "network": str(model),
             "data": f"{data.name}, {data.copy}, {len(data.train_labels)} + {len(data.test_labels)} images",
+            "pixels": f"checksum {zlib.crc32(data.train_images.numpy()):08x}",
             "recipe": asdict(recipe),
         }
         self.environment = environment(data, device)
 
-    def resume(self, state: dict) -> list[dict]:
-        """Bring `state` to the last whole epoch of this run, if there is one, and return its history.
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process.
 
         Raises:
-            ValueError: the run in this folder is of another recipe, network or data set.
+            RunError: another process is training it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = self._load()
+        try:
+            with locked(self.folder):
+                yield
+        except TimeoutError as error:
+            raise RunError(f"{error} Wait until that has ended, or give this run another name.") from None
+
+    def load(self) -> dict | None:
+        """The last whole checkpoint of this run, or None before its first epoch.
+
+        A damaged one is set aside, with a line that says so, and the one before it used.
+
+        Raises:
+            RunError: the run in this folder is of another recipe, network or data set.
+        """
+        checkpoint = self._last_whole()
         if checkpoint is None:
             for name, content in (("recipe", self.identity["recipe"]), ("environment", self.environment)):
                 text = json.dumps(content, indent=2) + "\n"
                 write_whole(self.folder / f"{name}.json", lambda path, text=text: path.write_text(text))
-            return []
+            return None
         kept = checkpoint["identity"]
         kept["recipe"] = asdict(Recipe(**kept["recipe"]))  # fields that came later have their defaults
         for name, value in self.identity.items():
-            if kept[name] != value:
-                raise ValueError(
+            if kept.get(name, value) != value:
+                raise RunError(
                     f"{self.folder} holds a run with another {name} ({_difference(kept[name], value)}): "
                     "give this run another name, or delete that folder."
                 )
-        for name, part in state.items():
-            part.load_state_dict(checkpoint[name])
-        return checkpoint["history"]
+        self._write_history(checkpoint["history"])  # which the process may have had no time to
+        return checkpoint
 
     def save(self, state: dict, history: list[dict]) -> None:
-        """Write the checkpoint beside the last one, which is kept until the new one is whole, then the history."""
+        """Write the checkpoint beside the last one, which is kept, and then the history.
+
+        Raises:
+            RunError: it could not be written; what was there before is whole.
+        """
         checkpoint = {name: part.state_dict() for name, part in state.items()}
-        checkpoint |= {"identity": self.identity, "history": history}
-        write_whole(self.folder / "checkpoint.pt", lambda path: torch.save(checkpoint, path))
+        checkpoint |= {"identity": self.identity, "history": history, "random": random_states()}
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        try:
+            write_whole(self.checkpoint, lambda path: path.write_bytes(content.getbuffer()), self.previous)
+            self._write_history(history)
+        except OSError as error:
+            raise RunError(
+                f"{self.folder}: epoch {len(history)} could not be saved ({error.strerror}). What was saved before is "
+                "whole; free some space and start again, and the run goes on from there."
+            ) from error
+
+    def _write_history(self, history: list[dict]) -> None:
         text = "".join(json.dumps(record) + "\n" for record in history)
         write_whole(self.folder / "history.jsonl", lambda path: path.write_text(text))
 
-    def _load(self) -> dict | None:
-        path = self.folder / "checkpoint.pt"
-        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+    def _last_whole(self) -> dict | None:
+        for path in (self.checkpoint, self.previous):
+            if path.exists():
+                try:
+                    return read_checkpoint(path)
+                except DamagedError as error:
+                    number = len(list(self.folder.glob("damaged-*.pt"))) + 1
+                    aside = path.replace(self.folder / f"damaged-{number}.pt")
+                    print(f"{path} is damaged ({error}) and was set aside as {aside.name}; going on from before it.")
+        return None
+
+
+class DamagedError(ValueError):
+    """A file is no whole checkpoint."""
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Read a checkpoint, of tensors and plain Python only: nothing in the file is executed.
+
+    Raises:
+        DamagedError: the file is cut, changed, or holds something else.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if changed := archive.testzip():  # torch.load does not look at the checksums
+                raise DamagedError(f"the checksum of {changed} is wrong")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
+    except Exception as error:
+        raise DamagedError(str(error).partition("\n")[0].strip()) from error
+    if not isinstance(checkpoint, dict) or not {"model", "identity", "history"} <= checkpoint.keys():
+        raise DamagedError("it holds something else")
+    return checkpoint
+
+
+def restore(checkpoint: dict, state: dict) -> list[dict]:
+    """Bring the parts of `state`, and all random states, to `checkpoint`, and return its history."""
+    for name, part in state.items():
+        part.load_state_dict(checkpoint[name])
+    if "random" in checkpoint:
+        set_random_states(checkpoint["random"])
+    return list(checkpoint["history"])
 
 
 def _difference(kept, asked) -> str:

@@ -81,6 +81,28 @@ def load_data(source: str | Path | None = None, root: str | Path = "data") -> Da
         return _load_digits()
 
 
+def check_data(data: Data) -> None:
+    """Check what training needs of a data set, however it was made.
+
+    Raises:
+        DataError: images or labels are not as `Data` says; the message says which.
+    """
+    for split in ("train", "test"):
+        images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise DataError(f"{split}_images are {tuple(images.shape)} {images.dtype}; give (N, 3, H, W) of uint8.")
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise DataError(f"{split}_labels are {tuple(labels.shape)} {labels.dtype}; give one int64 an image.")
+        if len(images) < 2:
+            raise DataError(f"There are {len(images)} {split} images; give at least two.")
+        lowest, highest, classes = labels.min().item(), labels.max().item(), len(data.classes)
+        if lowest < 0 or highest >= classes:
+            raise DataError(
+                f"{split}_labels reach from {lowest} to {highest}, and there are {classes} classes: number the classes "
+                "from 0."
+            )
+
+
 def subset(data: Data, count: int, seed: int = 0) -> Data:
     """`count` random training images of `data`, or all where there are no more, and all its test images."""
     chosen = _shuffled(data, seed)[:count]

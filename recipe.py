@@ -56,6 +56,24 @@ RECIPE_CHOICES = {
 SEED_RECIPE = Recipe()  # the student's; the augmentation behind it was not published, so there is none
 
 
+def check_recipe_fits(recipe: Recipe, images: int) -> None:
+    """Compare a recipe with the number of training images.
+
+    Raises:
+        ValueError: they do not fit; the message names the field and the remedy.
+    """
+    if recipe.batch_size > images:
+        raise ValueError(
+            f"Recipe: batch_size={recipe.batch_size} is more than the {images} training images; give {images} or less."
+        )
+    steps = recipe.epochs * math.ceil(images / recipe.batch_size)
+    if recipe.schedule == "one-cycle" and (steps < 2 or 0 < recipe.warmup * steps <= 1):
+        raise ValueError(
+            f'Recipe: schedule="one-cycle" has no room to rise in {steps} steps; train for more epochs, in smaller '
+            "batches, or with warmup=0."
+        )
+
+
 def default_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

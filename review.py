@@ -7,11 +7,9 @@ import html
 import importlib
 import io
 import math
-import random
 import sys
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import torchsummary
@@ -30,6 +28,7 @@ from checks import (
     check_registration,
     learning_rate_range,
 )
+from randomness import kept_random_states
 from tracing import ReceptiveField, receptive_field
 
 __all__ = [
@@ -112,7 +111,7 @@ def review(
     """
     if images.ndim != 4 or labels.shape != images.shape[:1] or len(images) < 2:
         raise ValueError("review: give float images (N, C, H, W) and labels (N,), at least two of each.")
-    with _kept_random_states():
+    with kept_random_states():
         subject = Subject(model, images, labels, loss_fn, optimizer)
         findings = [*check_data(subject), *check_registration(subject)]
         output = subject.outputs(training=False)
@@ -122,18 +121,6 @@ def review(
         for check in CHECKS:
             findings += check(subject)
         return Findings(findings)
-
-
-@contextlib.contextmanager
-def _kept_random_states():
-    devices = range(torch.cuda.device_count())
-    kept = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(kept[0])
-            np.random.set_state(kept[1])  # noqa: NPY002
 
 
 def review_history(history: list[dict]) -> Findings:

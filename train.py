@@ -5,14 +5,17 @@ A run lives in runs/NAME/. Stopped at any time, the same command goes on at the 
 
 import argparse
 import json
+import statistics
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from joblib import Parallel, delayed, parallel_config
 
 import models
+from distributed import joined
 from files import write_whole
 from utils import (
     SEED_RECIPE,
@@ -41,6 +44,11 @@ class Experiment(NamedTuple):
         with torch.random.fork_rng():
             torch.manual_seed(self.recipe.seed)
             return getattr(models, self.network)(**self.options)
+
+    def changed(self, settings: list[tuple[str, object]], seed: int | None = None) -> "Experiment":
+        """The same with other settings of the recipe, and another seed if one is given."""
+        recipe = replace(self.recipe, **dict(settings))
+        return self._replace(recipe=recipe if seed is None else replace(recipe, seed=seed))
 
     def __str__(self) -> str:
         return f"{self.network}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
@@ -118,9 +126,47 @@ def parse_setting(text: str) -> tuple[str, object]:
         raise argparse.ArgumentTypeError(f"{name} is of type {types[name].__name__}, not {value!r}") from None
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run_experiment(experiment: Experiment, run: str, given: argparse.Namespace) -> tuple[list[dict], torch.nn.Module]:
+    """Train `experiment` as the run `run`, as the command line says, and return its history and network."""
+    data = load_data(given.data)
+    if given.validation:
+        data = hold_out(data, given.validation)
+    model = experiment.build()
+    verbose = not given.sweep
+    history = train(
+        model, data, experiment.recipe, run=run, root=given.root, verbose=verbose, compile_mode=given.compile
+    )
+    return history, model
+
+
+def sweep(experiments: dict[str, Experiment], given: argparse.Namespace) -> list[list[dict]]:
+    """Train all `experiments`, from a run's name to what it trains, in `given.jobs` processes or on a Dask cluster."""
+
+    def histories():
+        tasks = [delayed(run_experiment)(experiment, run, given) for run, experiment in experiments.items()]
+        return [history for history, _ in Parallel(n_jobs=given.jobs)(tasks)]
+
+    if given.dask is None:
+        return histories()
+    from dask.distributed import Client
+
+    with Client(given.dask), parallel_config("dask"):
+        return histories()
+
+
+def summary(results: dict[str, list[float]]) -> str:
+    """A line an experiment: its name, and mean and spread of its test accuracies."""
+    lines = []
+    for name, accuracies in results.items():
+        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+        lines.append(f"{name}: {statistics.mean(accuracies):.2f}{spread} % (n = {len(accuracies)})")
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line, checked."""
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("name", choices=EXPERIMENTS, help="the experiment")
+    parser.add_argument("names", nargs="+", choices=EXPERIMENTS, metavar="NAME", help=", ".join(EXPERIMENTS))
     parser.add_argument("--run", help="name of the run, if it is not the experiment's")
     parser.add_argument(
         "--set", nargs="+", default=[], type=parse_setting, metavar="FIELD=VALUE", help="change the recipe"
@@ -130,24 +176,48 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
     parser.add_argument("--record", action="store_true", help="add the finished run to assets/")
     parser.add_argument("--weights", action="store_true", help="with --record: its weights too")
+    parser.add_argument("--compile", metavar="MODE", help='a mode of torch.compile, such as "reduce-overhead"')
+    several = parser.add_argument_group("many runs at once")
+    several.add_argument("--sweep", action="store_true", help="train every NAME with every one of --seeds")
+    several.add_argument("--seeds", nargs="+", type=int, default=[0], help="the seeds of a sweep (default: 0)")
+    several.add_argument("--jobs", type=int, default=1, help="trainings at a time on this machine (default: 1)")
+    several.add_argument("--dask", metavar="ADDRESS", help="spread them over the Dask cluster there instead")
     given = parser.parse_args(arguments)
-    experiment = EXPERIMENTS[given.name]
+    if not given.sweep and len(given.names) > 1:
+        parser.error("give one NAME, or --sweep")
+    if given.sweep and (given.run or given.record):
+        parser.error("--sweep names its runs NAME-SEED, and does not go with --run or --record")
+    return given
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line: 0 where all went well, 1 where it did not, 130 where it was stopped."""
+    given = parse(arguments)
     try:
-        experiment = experiment._replace(recipe=replace(experiment.recipe, **dict(given.set)))
-        data = load_data(given.data)
-        if given.validation:
-            data = hold_out(data, given.validation)
-        name = given.run or given.name
-        model = experiment.build()
-        history = train(model, data, experiment.recipe, run=name, root=given.root)
-    except (DataError, ValueError, FloatingPointError) as error:
+        if given.sweep:
+            experiments = {
+                (name, seed): EXPERIMENTS[name].changed(given.set, seed) for name in given.names for seed in given.seeds
+            }
+            runs = {f"{name}-{seed}": experiment for (name, seed), experiment in experiments.items()}
+            results: dict[str, list[float]] = {}
+            for (name, _), history in zip(experiments, sweep(runs, given), strict=True):
+                results.setdefault(name, []).append(history[-1]["test_accuracy"])
+            print(summary(results))
+            return 0
+        (name,) = given.names
+        experiment, run = EXPERIMENTS[name].changed(given.set), given.run or name
+        with joined() as world:
+            history, model = run_experiment(experiment, run, given)
+    except (DataError, ValueError, FloatingPointError, MemoryError) as error:
         print(error, file=sys.stderr)
         return 1
-    if given.record:
+    if len(history) < experiment.recipe.epochs:
+        return 130  # as the shell has it for Ctrl-C
+    if given.record and world.is_main:
         command = "python train.py " + " ".join(arguments if arguments is not None else sys.argv[1:])
-        record(name, experiment, history, command, given.root, ASSETS)
+        record(run, experiment, history, command, given.root, ASSETS)
         if given.weights:
-            save_weights(model, ASSETS / "weights" / f"{name}.pt")
+            save_weights(model, ASSETS / "weights" / f"{run}.pt")
     return 0
 
 

@@ -1,5 +1,9 @@
 """Training and evaluation: a recipe and a network in, a history out."""
 
+from __future__ import annotations
+
+import contextlib
+import copy
 import json
 import math
 import time
@@ -12,10 +16,265 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from batches import Batches, channel_statistics, epoch_seed
-from checkpoints import Run
-from dataset import Data
-from recipe import Recipe, default_device, resolve_precision
+from batches import IGNORED, Batches, channel_statistics
+from checkpoints import Run, restore
+from dataset import Data, check_data
+from distributed import World, average_statistics, by_main, current_world, parallel, total
+from randomness import epoch_seed, kept_random_states, seed_all
+from recipe import Recipe, check_recipe_fits, default_device, resolve_precision
+from tracing import tensors_in
+
+EVALUATION_BATCH = 1000  # images at a time; only memory and speed depend on it
+
+
+def train(
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    run: str | None = None,
+    root: str | Path = "runs",
+    device: torch.device | str | None = None,
+    verbose: bool = True,
+    compile_mode: str | None = None,
+) -> list[dict]:
+    """Train `model`, test it after each epoch, and return the history.
+
+    Args:
+        model: from normalised float images (N, 3, 32, 32) to logits or log-probabilities (N, classes). It is left on
+            `device`, in eval mode, with the weights of the last epoch.
+        run: keep the run under `root`/`run`: its recipe, environment, history and a checkpoint an epoch. A finished
+            run is loaded instead of repeated, an unfinished one goes on at its last whole epoch.
+        verbose: print settings, progress and results.
+        compile_mode: a mode of torch.compile, such as "default", or "reduce-overhead" for CUDA graphs.
+
+    Returns:
+        A record an epoch: `epoch` (from 1), `train_loss` and `train_accuracy` (percent, over the epoch, in train mode),
+        `last_batch_loss`, `test_loss`, `test_correct`, `test_accuracy` (percent), `learning_rate` (of the last step),
+        `seconds`. Stopped by Ctrl-C, it returns the epochs that are whole, and the next call goes on.
+
+    The random states of the caller are left as they were. The same recipe, initial weights, data and machine give the
+    same history in fp32 on a CPU. Started by torchrun, all processes train one model; each calls this alike.
+
+    Raises:
+        ValueError: network, data, recipe and device do not fit each other.
+        RunError: the kept run has another recipe, network or data set, is in use, or could not be saved.
+        FloatingPointError: the loss became NaN or infinite.
+        MemoryError: a batch does not fit into memory.
+    """
+    device = torch.device(device) if device else default_device()
+    check_data(data)
+    check_recipe_fits(recipe, len(data.train_labels))
+    check_network(model, data)
+    training = _Training(model, data, recipe, device, verbose, compile_mode)
+    world = training.world
+    home = Run(Path(root) / run, model, data, recipe, device) if run else None
+    with kept_random_states(), contextlib.ExitStack() as held:
+        seed_all(recipe.seed)
+        if home:
+            by_main(world, lambda: held.enter_context(home.locked()))
+        checkpoint = by_main(world, home.load) if home else None
+        history = restore(checkpoint, training.state) if checkpoint else []
+        training.print_settings(done=len(history))
+        try:
+            for epoch in range(len(history), recipe.epochs):
+                history.append(training.epoch(epoch))
+                if home:
+                    by_main(world, lambda: home.save(training.state, history))
+        except KeyboardInterrupt:
+            if home:
+                checkpoint = home.load()
+                history = restore(checkpoint, training.state) if checkpoint else []
+            print(
+                f"Stopped after {len(history)} whole epochs." + (" The same call goes on from there." if home else "")
+            )
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                size = recipe.batch_size
+                raise MemoryError(
+                    f"Recipe: batch_size={size} needs too much memory; try {max(1, size // 2)}."
+                ) from error
+            raise
+    model.eval()
+    return history
+
+
+class _Training:
+    """What one run needs in memory: the parts that `state` names, and the batches."""
+
+    def __init__(self, model, data: Data, recipe: Recipe, device, verbose: bool, compile_mode: str | None):
+        self.world = current_world()
+        self.model, self.data, self.recipe, self.device = model, data, recipe, device
+        self.verbose = verbose and self.world.is_main
+        self.dtype = resolve_precision(recipe.precision, device)
+        model.to(device, memory_format=torch.channels_last)
+        mean, std = channel_statistics(data.train_images)
+        self.batches = Batches(
+            data.train_images, data.train_labels, recipe.batch_size, mean, std, shuffle=True, crop=recipe.crop,
+            flip=recipe.flip, cutout=recipe.cutout, seed=recipe.seed, device=device, world=self.world,
+        )  # fmt: skip
+        self.test_batches = _test_batches(data, device, self.world)
+        self.optimizer = _make_optimizer(model, recipe)
+        self.scheduler = _make_scheduler(self.optimizer, recipe, len(self.batches))
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.state = {
+            "model": model, "optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler
+        }  # fmt: skip
+        self.network = parallel(model, self.world, device)  # the same parameters
+        if compile_mode:
+            self.network = torch.compile(self.network, mode=compile_mode)
+
+    def epoch(self, number: int) -> dict:
+        """Train and test once, and return the record."""
+        started = time.perf_counter()
+        # Dropout; each process drops something else, and no two recipes' seeds lie so far apart.
+        torch.manual_seed(epoch_seed(self.recipe.seed + 2**31 * self.world.rank, number))
+        self.batches.epoch = number
+        if self.verbose:
+            print(f"Epoch {number + 1}")
+        record = {"epoch": number + 1} | self._train() | self._test()
+        record |= {"seconds": round(time.perf_counter() - started, 2)}
+        if self.verbose:
+            print(_test_line(record, len(self.data.test_labels)), end="\n\n")
+            _print_learning_rate(self.optimizer)
+        return record
+
+    def _train(self) -> dict:
+        self.network.train()
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        seen = 0
+        every = 1 if self.device.type == "cpu" else 20  # reading a number off a GPU makes it wait
+        progress = tqdm(self.batches, disable=not self.verbose, desc="Train", mininterval=1)
+        for step, (images, labels) in enumerate(progress):
+            size = self.batches.size_of(step)
+            loss, logits = self._loss(images, labels, size)
+            read = step % every == 0 or step == len(self.batches) - 1
+            if read and not math.isfinite(loss.item()):
+                raise FloatingPointError(self._what_diverged(loss, images, step))
+            learning_rate = self._descend(loss)
+            loss_sum += loss.detach() * size
+            correct += (logits.argmax(1) == labels).sum()
+            seen += size
+            if read:
+                accuracy = 100 * correct.item() * self.world.size / seen
+                progress.set_description(f"Train: Loss={loss.item():.4f} Batch_id={step} Accuracy={accuracy:.2f}")
+        average_statistics(self.model, self.world)
+        return {
+            "train_loss": total(loss_sum, self.world).item() / self.world.size / seen,
+            "train_accuracy": 100 * total(correct, self.world).item() / seen,
+            "last_batch_loss": total(loss.detach(), self.world).item() / self.world.size,
+            "learning_rate": learning_rate,
+        }
+
+    def _loss(self, images, labels, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean loss of a batch of `size`, or this process's share of it, and the logits."""
+        smoothing = self.recipe.label_smoothing
+        with _autocast(self.device, self.dtype):
+            logits = self.network(images)
+            # For log-probabilities this is their negative log-likelihood: log_softmax leaves them as they are.
+            if self.world.size == 1:
+                return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing, ignore_index=IGNORED, reduction="sum")
+            # The processes may have different numbers of images, and the mean over processes is taken of this.
+            return loss * self.world.size / size, logits
+
+    def _descend(self, loss: torch.Tensor) -> float:
+        """One step against the gradient of `loss`; the learning rate that it had."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.scheduler.step()
+        return learning_rate
+
+    def _what_diverged(self, loss: torch.Tensor, images: torch.Tensor, step: int) -> str:
+        with _autocast(self.device, self.dtype):
+            layer = first_layer_not_finite(self.model, images)
+        return (
+            f"The loss became {loss.item()} in epoch {self.batches.epoch}, batch {step}; {layer or 'the loss itself'} "
+            'was first. Try a lower learning rate, a longer warm-up, or precision="fp32".'
+        )
+
+    def _test(self) -> dict:
+        logits, labels = _logits(self.model, self.test_batches, self.dtype)
+        sums = torch.tensor([F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()])
+        loss_sum, correct = total(sums.double().to(self.device), self.world).tolist()
+        count = len(self.data.test_labels)
+        return {
+            "test_loss": loss_sum / count,
+            "test_correct": round(correct),
+            "test_accuracy": 100 * round(correct) / count,
+        }
+
+    def print_settings(self, done: int) -> None:
+        """The head of the log; `done` epochs were done before."""
+        if not self.verbose:
+            return
+        data, line = self.data, "-" * 64
+        print(line)
+        print(f"Network: {type(self.model).__name__}, {count_parameters(self.model):,} parameters")
+        print(f"Data: {data.name} ({data.copy}), {len(data.train_labels):,} + {len(data.test_labels):,} images")
+        print(f"Device: {self.device.type}, {str(self.dtype).removeprefix('torch.')}, torch {torch.__version__}")
+        if self.world.size > 1:
+            print(f"Processes: {self.world.size}")
+        for field, value in asdict(self.recipe).items():
+            print(f"{field.replace('_', ' ').capitalize()}: {value}")
+        print(line)
+        if done:
+            print(f"{done} of {self.recipe.epochs} epochs were done before.")
+        _print_learning_rate(self.optimizer)
+
+
+def check_network(model: nn.Module, data: Data) -> None:
+    """Try the network on two images of `data`.
+
+    Raises:
+        ValueError: it cannot be trained on them; the message says why.
+    """
+    parameters = dict(model.named_parameters())
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ValueError("Network: it has no parameters to train.")
+    for name, parameter in parameters.items():
+        if not parameter.isfinite().all():
+            raise ValueError(f"Network: {name} holds NaN or infinite numbers; build the network anew.")
+    images = torch.zeros(2, *data.train_images.shape[1:], device=next(iter(parameters.values())).device)
+    try:
+        with torch.no_grad(), kept_random_states():
+            logits = copy.deepcopy(model).eval()(images)
+    except (RuntimeError, ValueError, IndexError) as error:
+        shape = "×".join(map(str, images.shape[1:]))
+        raise ValueError(
+            f"Network: it does not take images of {shape} ({str(error).partition(chr(10))[0]})."
+        ) from error
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != 2:
+        raise ValueError(f"Network: for 2 images it gives {shape} instead of logits (2, classes).")
+    if logits.shape[1] != len(data.classes):
+        raise ValueError(
+            f"Network: it has {logits.shape[1]} outputs, and the data {len(data.classes)} classes; build it with "
+            f"{len(data.classes)} outputs."
+        )
+
+
+def first_layer_not_finite(model: nn.Module, images: torch.Tensor) -> str | None:
+    """The first layer, in the order of the calls, whose output for `images` is not finite, or None."""
+    model, found = copy.deepcopy(model), []
+
+    def watch(name: str, layer: nn.Module) -> None:
+        def look(_, inputs, output):
+            if not found and not all(tensor.isfinite().all() for tensor in tensors_in(output)):
+                whole = all(parameter.isfinite().all() for parameter in layer.parameters())
+                found.append(f"layer {name} ({type(layer).__name__}){'' if whole else ', with its weights,'}")
+
+        layer.register_forward_hook(look)
+
+    for name, layer in model.named_modules():
+        if not list(layer.children()):
+            watch(name, layer)
+    with torch.no_grad():
+        model(images)
+    return found[0] if found else None
 
 
 def _autocast(device: torch.device, dtype: torch.dtype) -> torch.amp.autocast:
@@ -37,7 +296,7 @@ def _make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_
     if recipe.schedule == "one-cycle":
         return torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            max_lr=recipe.learning_rate,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=recipe.epochs * steps_per_epoch,
             pct_start=recipe.warmup,
             cycle_momentum=False,
@@ -46,139 +305,9 @@ def _make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_
     return torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_epochs * steps_per_epoch, factor)
 
 
-def train(
-    model: nn.Module,
-    data: Data,
-    recipe: Recipe,
-    run: str | None = None,
-    root: str | Path = "runs",
-    device: torch.device | str | None = None,
-    verbose: bool = True,
-) -> list[dict]:
-    """Train `model`, test it after each epoch, and return the history.
-
-    Args:
-        model: from normalised float images (N, 3, 32, 32) to logits or log-probabilities (N, classes). It is left on
-            `device`, in eval mode, with the weights of the last epoch.
-        run: keep the run under `root`/`run`: its recipe, environment, history and a checkpoint an epoch. A finished
-            run is loaded instead of repeated, an unfinished one goes on at its last whole epoch.
-        verbose: print settings, progress and results.
-
-    Returns:
-        A record an epoch: `epoch` (from 1), `train_loss` and `train_accuracy` (percent, over the epoch, in train mode),
-        `last_batch_loss`, `test_loss`, `test_correct`, `test_accuracy` (percent), `learning_rate` (of the last step),
-        `seconds`.
-
-    The random state of the caller is left as it was. The same recipe, initial weights, data and machine give the same
-    history in fp32 on a CPU.
-
-    Raises:
-        ValueError: the kept run has another recipe, network or data set.
-        FloatingPointError: the loss became NaN or infinite.
-    """
-    device = torch.device(device) if device else default_device()
-    dtype = resolve_precision(recipe.precision, device)
-    model.to(device, memory_format=torch.channels_last)
-    mean, std = channel_statistics(data.train_images)
-    batches = Batches(
-        data.train_images, data.train_labels, recipe.batch_size, mean, std, shuffle=True, crop=recipe.crop,
-        flip=recipe.flip, cutout=recipe.cutout, seed=recipe.seed, device=device,
-    )  # fmt: skip
-    test_batches = Batches(data.test_images, data.test_labels, EVALUATION_BATCH, mean, std, device=device)
-    optimizer = _make_optimizer(model, recipe)
-    scheduler = _make_scheduler(optimizer, recipe, len(batches))
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    state = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
-    home = Run(Path(root) / run, model, data, recipe, device) if run else None
-    history = home.resume(state) if home else []
-    if verbose:
-        _print_settings(model, data, recipe, device, dtype, done=len(history))
-        _print_learning_rate(optimizer)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for epoch in range(len(history), recipe.epochs):
-            started = time.perf_counter()
-            torch.manual_seed(epoch_seed(recipe.seed, epoch))  # dropout
-            batches.epoch = epoch
-            if verbose:
-                print(f"Epoch {epoch + 1}")
-            record = {"epoch": epoch + 1}
-            record |= _train_epoch(model, batches, recipe, optimizer, scheduler, scaler, dtype, verbose)
-            record |= _test_epoch(model, test_batches, dtype)
-            record |= {"seconds": round(time.perf_counter() - started, 2)}
-            history.append(record)
-            if home:
-                home.save(state, history)
-            if verbose:
-                print(_test_line(record, len(data.test_labels)), end="\n\n")
-                _print_learning_rate(optimizer)
-    model.eval()
-    return history
-
-
-def _train_epoch(model, batches, recipe, optimizer, scheduler, scaler, dtype, verbose) -> dict:
-    model.train()
-    loss_sum = torch.zeros((), device=batches.device)
-    correct = torch.zeros((), dtype=torch.int64, device=batches.device)
-    seen = 0
-    every = 1 if batches.device.type == "cpu" else 20  # reading a number off a GPU makes it wait
-    progress = tqdm(batches, disable=not verbose, desc="Train", mininterval=1)
-    for step, (images, labels) in enumerate(progress):
-        with _autocast(batches.device, dtype):
-            logits = model(images)
-            # For log-probabilities this is their negative log-likelihood: log_softmax leaves them as they are.
-            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        learning_rate = optimizer.param_groups[0]["lr"]
-        scheduler.step()
-        loss_sum += loss.detach() * len(labels)
-        correct += (logits.argmax(1) == labels).sum()
-        seen += len(labels)
-        if step % every == 0 or step == len(batches) - 1:
-            last_loss = loss.item()
-            if not math.isfinite(last_loss):
-                raise FloatingPointError(
-                    f"The loss became {last_loss} in epoch {batches.epoch}, batch {step}: try a lower learning rate, "
-                    'a longer warm-up, or precision="fp32".'
-                )
-            progress.set_description(f"Train: Loss={last_loss:.4f} Batch_id={step} Accuracy={100 * correct / seen:.2f}")
-    return {
-        "train_loss": loss_sum.item() / seen,
-        "train_accuracy": 100 * correct.item() / seen,
-        "last_batch_loss": last_loss,
-        "learning_rate": learning_rate,
-    }
-
-
-def _test_epoch(model, batches, dtype) -> dict:
-    logits = _logits(model, batches, dtype)
-    labels = batches.labels.cpu()
-    correct = (logits.argmax(1) == labels).sum().item()
-    return {
-        "test_loss": F.cross_entropy(logits, labels).item(),
-        "test_correct": correct,
-        "test_accuracy": 100 * correct / len(labels),
-    }
-
-
 def count_parameters(model: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def _print_settings(model, data, recipe, device, dtype, done) -> None:
-    line = "-" * 64
-    print(line)
-    print(f"Network: {type(model).__name__}, {count_parameters(model):,} parameters")
-    print(f"Data: {data.name} ({data.copy}), {len(data.train_labels):,} + {len(data.test_labels):,} images")
-    print(f"Device: {device.type}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}")
-    for field, value in asdict(recipe).items():
-        print(f"{field.replace('_', ' ').capitalize()}: {value}")
-    print(line)
-    if done:
-        print(f"{done} of {recipe.epochs} epochs were done before.")
 
 
 def _print_learning_rate(optimizer: torch.optim.Optimizer) -> None:
@@ -191,15 +320,22 @@ def _test_line(record: dict, total: int) -> str:
     return f"Test set: Average loss: {record['test_loss']:.4f}, Accuracy: {score}"
 
 
-EVALUATION_BATCH = 1000  # images at a time; only memory and speed depend on it
+# ---------------------------------------------------------------------------------------------------------- evaluation
+
+
+def _test_batches(data: Data, device: torch.device, world: World) -> Batches:
+    mean, std = channel_statistics(data.train_images)
+    return Batches(data.test_images, data.test_labels, EVALUATION_BATCH, mean, std, device=device, world=world)
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, batches: Batches, dtype: torch.dtype) -> torch.Tensor:
-    """(N, classes) float32 on the CPU, in eval mode."""
+def _logits(model: nn.Module, batches: Batches, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, classes) float32 and labels (N,), on the CPU, in eval mode."""
     model.eval()
     with _autocast(batches.device, dtype):
-        return torch.cat([model(images).float() for images, _ in batches]).cpu()
+        pairs = [(model(images).float(), labels) for images, labels in batches]
+    logits, labels = (torch.cat(part).cpu() for part in zip(*pairs, strict=True))
+    return logits[labels != IGNORED], labels[labels != IGNORED]
 
 
 def predict(
@@ -212,9 +348,8 @@ def predict(
     """
     device = torch.device(device) if device else default_device()
     model.to(device, memory_format=torch.channels_last)
-    mean, std = channel_statistics(data.train_images)
-    batches = Batches(data.test_images, data.test_labels, EVALUATION_BATCH, mean, std, device=device)
-    probabilities = _logits(model, batches, resolve_precision(precision, device)).softmax(1).numpy()
+    logits, _ = _logits(model, _test_batches(data, device, World()), resolve_precision(precision, device))
+    probabilities = logits.softmax(1).numpy()
     return probabilities.argmax(1), probabilities
 
 

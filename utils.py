@@ -1,8 +1,8 @@
 """All that the notebook uses, in one place; each part has a module of its own."""
 
 # ruff: noqa: F401 - imported to be passed on
-from batches import Batches, augmented_versions, channel_statistics, epoch_seed
-from checkpoints import environment
+from batches import Batches, augmented_versions, channel_statistics
+from checkpoints import RunError, environment
 from dataset import CIFAR10_CLASSES, Data, DataError, hold_out, load_data, subset
 from figures import (
     draw_onnx,
@@ -19,5 +19,6 @@ from figures import (
     plot_samples,
     plot_templates,
 )
+from randomness import epoch_seed
 from recipe import SEED_RECIPE, Recipe, default_device, resolve_precision
 from training import count_parameters, history_log, predict, read_history, train

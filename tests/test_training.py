@@ -182,16 +182,16 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(random_data, tmp_path, monk
     whole = small_net()
     expected = quiet(whole, random_data, recipe)
 
-    def stop_in_the_third_epoch(model, batches, *args):
-        if batches.epoch == 2:
+    def stop_in_the_third_epoch(self, number):
+        if number == 2:
             raise Interrupted
-        return train_epoch(model, batches, *args)
+        return epoch(self, number)
 
-    train_epoch = training._train_epoch
-    monkeypatch.setattr(training, "_train_epoch", stop_in_the_third_epoch)
+    epoch = training._Training.epoch
+    monkeypatch.setattr(training._Training, "epoch", stop_in_the_third_epoch)
     with pytest.raises(Interrupted):
         quiet(small_net(), random_data, recipe, run="stopped", root=tmp_path)
-    monkeypatch.setattr(training, "_train_epoch", train_epoch)
+    monkeypatch.setattr(training._Training, "epoch", epoch)
     resumed = small_net(seed=9)  # whatever it starts from, the checkpoint counts
     history = quiet(resumed, random_data, recipe, run="stopped", root=tmp_path)
     assert without_seconds(history) == without_seconds(expected)
@@ -208,9 +208,9 @@ def test_a_finished_run_is_loaded_and_leaves_its_records(random_data, tmp_path, 
     assert surroundings["torch"] == torch.__version__
     assert surroundings["data"] == "noise, made for tests"
     assert sorted(path.name for path in home.iterdir()) == [
-        "checkpoint.pt", "environment.json", "history.jsonl", "recipe.json",
+        "checkpoint.previous.pt", "checkpoint.pt", "environment.json", "history.jsonl", "lock", "recipe.json",
     ]  # fmt: skip
-    monkeypatch.setattr(training, "_train_epoch", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(training._Training, "epoch", lambda *_: pytest.fail("trained again"))
     again = small_net(seed=9)
     assert quiet(again, random_data, TINY, run="done", root=tmp_path) == history
     assert torch.equal(weights(again), weights(model))
