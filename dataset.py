@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import lzma
 import os
 import pickle
 import socket
 import tarfile
 import tempfile
+import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +24,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.utils import download_url
 
-from files import write_whole
+from files import locked, write_whole
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
@@ -31,6 +35,7 @@ CIFAR10_MIRRORS = (  # byte-identical; the original host is slow
     f"https://www.cs.toronto.edu/~kriz/{CIFAR10_ARCHIVE}",
 )
 IMAGE_SIZE = 32  # pixels a side
+LARGEST_ARCHIVE = 8 * 2**30  # bytes, unpacked; more is taken for an attack or a mistake
 SILENT_HOST_SECONDS = 15  # a host that answers nothing for so long is given up
 
 
@@ -60,25 +65,28 @@ def load_data(source: str | Path | None = None, root: str | Path = "data") -> Da
             a download, and the digits, with a line that says why.
         root: folder for downloads and for the cache of decoded images.
 
-    Images of another size are resized to 32x32, and their number is printed.
+    Images of another size are resized to 32x32, grey ones become three equal channels, and how many is printed.
+    Transparent, animated and 16-bit ones are refused, since what they should look like here is anyone's guess. Test
+    images that are also training images are counted and told.
 
     Raises:
-        DataError: `source` (or S9_DATA_DIR) is named but cannot be used.
+        DataError: `source` (or S9_DATA_DIR) is named but cannot be used; the message says which file, and what to do.
     """
     root = Path(root)
     source = source or os.environ.get("S9_DATA_DIR")
     if source == "digits":
         return _load_digits()
-    if source:
-        return _load_cached(Path(source), root)
-    for earlier in (root / CIFAR10_FOLDER, root / CIFAR10_ARCHIVE):
-        if earlier.exists():
-            return _load_cached(earlier, root)
-    try:
-        return _load_cached(_download_cifar10(root), root)
-    except DataError as error:
-        print(f"CIFAR-10 IS NOT HERE, so this goes on with scikit-learn's digits. {error}")
-        return _load_digits()
+    with locked(root, seconds=-1):  # a second process waits for what the first one downloads or decodes
+        if source:
+            return _load_cached(Path(source), root)
+        for earlier in (root / CIFAR10_FOLDER, root / CIFAR10_ARCHIVE):
+            if earlier.exists():
+                return _load_cached(earlier, root)
+        try:
+            return _load_cached(_download_cifar10(root), root)
+        except DataError as error:
+            print(f"CIFAR-10 IS NOT HERE, so this goes on with scikit-learn's digits. {error}")
+            return _load_digits()
 
 
 def check_data(data: Data) -> None:
@@ -157,9 +165,24 @@ def _load_cached(source: Path, root: Path) -> Data:
         with contextlib.suppress(Exception):  # a damaged cache is made again
             return Data(*torch.load(cache, weights_only=True))
     data = _read_archive(source, root) if source.is_file() else _read_folder(source)
+    try:
+        check_data(data)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+    if repeated := _count_repeated(data):
+        print(f"{source}: {repeated:,} test images are also training images, so the test says too much.")
     cache.parent.mkdir(parents=True, exist_ok=True)
     write_whole(cache, lambda path: torch.save(tuple(data), path))
     return data
+
+
+def _count_repeated(data: Data) -> int:
+    """How many test images are, pixel for pixel, among the training images."""
+    seen, tested = (
+        [hashlib.blake2b(image, digest_size=16).digest() for image in images.numpy()]
+        for images in (data.train_images, data.test_images)
+    )
+    return len(set(seen).intersection(tested))
 
 
 def _fingerprint(source: Path) -> str:
@@ -175,13 +198,22 @@ def _fingerprint(source: Path) -> str:
 
 def _read_archive(archive: Path, root: Path) -> Data:
     """Unpack a tar archive into a folder that is gone afterwards, and read that."""
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix="unpack-") as folder:
+    with tempfile.TemporaryDirectory(dir=root, prefix="unpack-", suffix=".tmp") as folder:
         try:
             with tarfile.open(archive) as tar:
-                tar.extractall(folder, filter="data")
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise DataError(f"{archive} is not a whole tar archive ({error}): delete it and get it again.") from error
+                size = 0
+                for member in tar:
+                    size += member.size
+                    if not member.isfile() and not member.isdir():
+                        raise DataError(f"{archive} holds a link or device, {member.name}: pack plain files only.")
+                    if size > LARGEST_ARCHIVE:
+                        limit = LARGEST_ARCHIVE / 2**30
+                        raise DataError(
+                            f"{archive} unpacks to over {limit:g} GiB: unpack it yourself and name the folder."
+                        )
+                    tar.extract(member, folder, filter="data")  # refuses paths outside the folder
+        except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+            raise DataError(f"{archive} is not a whole, safe tar archive ({error}): get it again.") from error
         return _read_folder(Path(folder), name=archive.name)
 
 
@@ -220,15 +252,28 @@ def _read_batches(folder: Path) -> Data:
         try:
             with open(folder / file, "rb") as stream:
                 return _ArrayUnpickler(stream, encoding="latin1").load()
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        except Exception as error:  # a damaged pickle can raise anything
             raise DataError(f"{folder / file} cannot be read ({error}): get CIFAR-10 again.") from error
 
-    def split(files: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        batches = [unpickle(file) for file in files]
-        images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE)
-        return torch.from_numpy(images), torch.tensor([label for batch in batches for label in batch["labels"]])
+    def rows(file: str) -> tuple[np.ndarray, list[int]]:
+        batch = unpickle(file)
+        try:
+            images, labels = batch["data"].reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE), list(batch["labels"])
+            fits = images.dtype == np.uint8 and len(images) == len(labels) and all(type(n) is int for n in labels)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            fits = False
+        if not fits or any(abs(label) > 2**31 for label in labels):
+            raise DataError(f"{folder / file} does not hold images with a label each: get CIFAR-10 again.")
+        return images, labels
 
-    classes = tuple(unpickle("batches.meta")["label_names"])
+    def split(files: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = zip(*map(rows, files), strict=True)
+        return torch.from_numpy(np.concatenate(images)), torch.tensor([*chain(*labels)], dtype=torch.int64)
+
+    try:
+        classes = tuple(map(str, unpickle("batches.meta")["label_names"]))
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder / 'batches.meta'} names no classes: get CIFAR-10 again.") from error
     train = split(sorted(path.name for path in folder.glob("data_batch_*")))
     return Data(*train, *split(["test_batch"]), classes, "CIFAR-10", "cifar-10-batches-py")
 
@@ -245,42 +290,51 @@ def _read_image_folders(folder: Path, name: str) -> Data:
         raise DataError(f"{folder}: train and test do not hold the same classes; only in one of them: {odd}.")
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
         decoded = [list(pool.map(train.loader, [path for path, _ in split.samples])) for split in splits]
-    resized = sum(was_resized for images in decoded for _, was_resized in images)
-    if resized:
-        print(f"{folder}: {resized:,} images were resized to {IMAGE_SIZE}x{IMAGE_SIZE}.")
+    notes = Counter(note for images in decoded for _, noted in images for note in noted)
+    for note, count in notes.items():
+        print(f"{folder}: {count:,} images {note}.")
     tensors = []
     for split, images in zip(splits, decoded, strict=True):
         stacked = torch.from_numpy(np.stack([pixels for pixels, _ in images])).permute(0, 3, 1, 2).contiguous()
         tensors += [stacked, torch.tensor(split.targets)]
     paths = [path for split in splits for path, _ in split.samples]
+    others = sum(len(files) for split in splits for _, _, files in os.walk(split.root)) - len(paths)
+    if others:
+        print(f"{folder}: {others:,} files were left out, since their names do not end as images' do.")
     jpegs = sum(path.lower().endswith((".jpg", ".jpeg")) for path in paths)
     is_cifar10 = tuple(train.classes) == CIFAR10_CLASSES and len(paths) == 60_000
     copy = f"image folders, {jpegs:,} of {len(paths):,} as JPEG"
     return Data(*tensors, tuple(train.classes), "CIFAR-10" if is_cifar10 else name, copy)
 
 
-def _read_image(path: str) -> tuple[np.ndarray, bool]:
-    """The pixels of an image file, (32, 32, 3) uint8, and whether they had to be resized."""
+def _read_image(path: str) -> tuple[np.ndarray, list[str]]:
+    """The pixels of an image file, (32, 32, 3) uint8, and what had to be done to it."""
     try:
         with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise DataError(f"{path} is animated, of {image.n_frames} frames: give one picture.")
+            if image.mode.startswith(("I", "F")):
+                raise DataError(f"{path} has more than 8 bits a pixel ({image.mode}): save it with 8.")
+            if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+                raise DataError(f"{path} is transparent in parts: lay it on a background.")
+            notes = ["were grey, and have three equal channels now"] if image.mode in ("1", "L", "LA") else []
             pixels = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}): replace or delete it.") from error
-    was_resized = pixels.size != (IMAGE_SIZE, IMAGE_SIZE)
-    if was_resized:
+    if pixels.size != (IMAGE_SIZE, IMAGE_SIZE):
+        notes.append(f"were resized to {IMAGE_SIZE}x{IMAGE_SIZE}")
         pixels = pixels.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
-    return np.asarray(pixels), was_resized
+    return np.asarray(pixels), notes
 
 
 def _download_cifar10(root: Path) -> Path:
     """Download the archive, check its md5, and only then give it its name under `root`."""
-    root.mkdir(parents=True, exist_ok=True)
     failures = []
     silent_before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENT_HOST_SECONDS)
     try:
         for url in CIFAR10_MIRRORS * 2:  # each host gets a second chance
-            with tempfile.TemporaryDirectory(dir=root, prefix="download-") as folder:
+            with tempfile.TemporaryDirectory(dir=root, prefix="download-", suffix=".tmp") as folder:
                 try:
                     download_url(url, folder, CIFAR10_ARCHIVE, md5=CIFAR10_MD5)
                     return (Path(folder) / CIFAR10_ARCHIVE).replace(root / CIFAR10_ARCHIVE)

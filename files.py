@@ -50,7 +50,7 @@ def locked(folder: Path, seconds: float = 0) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=seconds):
-            for left in [*folder.glob("*.tmp"), *folder.glob("*.tmp.d")]:
+            for left in folder.glob("*.tmp"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             yield
     except Timeout:

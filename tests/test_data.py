@@ -1,7 +1,12 @@
 import http.server
+import io
 import pickle
+import re
+import shutil
+import socket
 import tarfile
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +75,7 @@ def test_archives(layout, compression, request, random_data, tmp_path):
     with tarfile.open(archive, f"w:{compression}") as tar:
         tar.add(folder, folder.name)
     assert_same(load_data(archive, tmp_path / "root"), random_data)
-    assert [path.name for path in (tmp_path / "root").iterdir()] == ["cache"]  # what was unpacked is gone
+    assert {path.name for path in (tmp_path / "root").iterdir()} == {"cache", "lock"}  # what was unpacked is gone
 
 
 def test_digits_are_scikit_learns(digits):
@@ -121,22 +126,123 @@ def test_damaged_cache_is_made_again(image_folders, random_data, tmp_path):
     assert torch.load(cache, weights_only=True)
 
 
-def test_grey_transparent_and_large_images_become_rgb_of_32_pixels(image_folders, tmp_path, capsys):
+def test_grey_and_large_images_become_rgb_of_32_pixels(image_folders, tmp_path, capsys):
     folder = image_folders / "train" / "even"
     Image.new("L", (64, 48), 100).save(folder / "grey.png")
-    Image.new("RGBA", (32, 32), (10, 20, 30, 128)).save(folder / "transparent.png")
+    Image.new("RGBA", (32, 32), (10, 20, 30, 255)).save(folder / "opaque.png")
+    (folder / "notes.txt").write_text("no image")
     data = load_data(image_folders, tmp_path / "root")
     flat = {tuple(image[:, 0, 0].tolist()) for image in data.train_images if (image == image[:, :1, :1]).all()}
     assert flat == {(100, 100, 100), (10, 20, 30)}
-    assert "1 images were resized to 32x32" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 files were left out" in said
+    assert "1 images were resized to 32x32" in said
+    assert "1 images were grey" in said
+
+
+def save_animation(path):
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue", "green")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "save", "message"),
+    [
+        ("deep.png", lambda path: Image.fromarray(np.full((32, 32), 40000, np.uint16)).save(path), "more than 8 bits"),
+        ("clear.png", lambda path: Image.new("RGBA", (32, 32), (1, 2, 3, 4)).save(path), "transparent"),
+        ("moving.png", save_animation, "animated, of 3 frames"),
+        ("broken.png", lambda path: path.write_bytes(b"no image"), "cannot be read"),
+    ],
+)
+def test_images_that_are_anyones_guess_are_refused_by_name(name, save, message, image_folders, tmp_path):
+    save(image_folders / "train" / "even" / name)
+    with pytest.raises(DataError, match=message) as error:
+        load_data(image_folders, tmp_path / "root")
+    assert name in str(error.value)
+    assert not (tmp_path / "root" / "cache").exists()
+
+
+def test_test_images_that_are_training_images_are_counted(image_folders, tmp_path, capsys):
+    for index, path in enumerate(sorted((image_folders / "train" / "odd").iterdir())[:3]):
+        shutil.copy(path, image_folders / "test" / "odd" / f"again-{index}.png")
+    load_data(image_folders, tmp_path / "root")
+    assert "3 test images are also training images" in capsys.readouterr().out
+
+
+def test_one_image_only_is_refused(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "single" / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "single" / split / "cat" / "a.png")
+    with pytest.raises(DataError, match=r"single.*1 train images; give at least two"):
+        load_data(tmp_path / "single", tmp_path / "root")
+
+
+def packed(tmp_path, *members: tarfile.TarInfo) -> Path:
+    archive = tmp_path / "archive.tar"
+    with tarfile.open(archive, "w") as tar:
+        for member in members:
+            tar.addfile(member, io.BytesIO(bytes(min(member.size, 10_000))))
+    return archive
+
+
+def member(name: str, size: int = 0, **attributes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    for key, value in attributes.items():
+        setattr(info, key, value)
+    return info
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (member("../outside.png", 10), "outside"),
+        (member("/outside.png", 10), "neither data_batch_1 nor"),  # the slash is dropped, so that it lies inside
+        (member("link", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "a link or device, link"),
+        (member("hard", type=tarfile.LNKTYPE, linkname="../x"), "a link or device, hard"),
+        (member("pipe", type=tarfile.FIFOTYPE), "a link or device, pipe"),
+    ],
+)
+def test_archives_that_reach_outside_are_refused(entry, message, tmp_path):
+    archive = packed(tmp_path, entry)
+    with pytest.raises(DataError, match=message) as error:
+        load_data(archive, tmp_path / "root")
+    assert "archive.tar" in str(error.value)
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["lock"]
+    assert not (tmp_path / "outside.png").exists()
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "LARGEST_ARCHIVE", 2**20)
+    archive = tmp_path / "bomb.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for index in range(4):
+            tar.addfile(member(f"zeros-{index}", 2**19), io.BytesIO(bytes(2**19)))
+    assert archive.stat().st_size < 2**13
+    with pytest.raises(DataError, match="unpacks to over"):
+        load_data(archive, tmp_path / "root")
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"data": np.zeros((8, 3072), np.uint8), "labels": [0, 1, 2, 0, 1, 0, 1, 0]},  # there are two classes
+        {"data": np.zeros((8, 3072), np.uint8), "labels": [0, 1, -1, 0, 1, 0, 1, 0]},
+        {"data": np.zeros((8, 3072), np.uint8), "labels": [0, 1]},
+        {"data": np.zeros((8, 3000), np.uint8), "labels": [0] * 8},
+        {"data": np.zeros((8, 3072), np.float32), "labels": [0] * 8},
+        {"labels": [0] * 8},
+        [1, 2, 3],
+    ],
+)
+def test_batches_with_labels_or_images_out_of_range_are_refused(batch, batches_folder, tmp_path):
+    (batches_folder / "data_batch_3").write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.raises(DataError, match=r"number the classes|data_batch_3"):
+        load_data(batches_folder, tmp_path / "root")
 
 
 def test_broken_data_is_refused_by_name(image_folders, batches_folder, tmp_path):
-    broken = image_folders / "test" / "odd" / "broken.png"
-    broken.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"broken\.png"):
-        load_data(image_folders, tmp_path / "root")
-    broken.unlink()
     (image_folders / "train" / "neither").mkdir()
     with pytest.raises(DataError, match="neither"):
         load_data(image_folders, tmp_path / "root")
@@ -189,7 +295,9 @@ def test_hold_out_and_subset(random_data):
 
 @pytest.fixture
 def mirror(tmp_path, batches_folder, monkeypatch):
-    """A local host: /good serves an archive with the right md5, /wrong another one, /missing nothing."""
+    """A local host: /good and /slow serve an archive with the right md5, /wrong a page, /moved leads there, /cut
+    ends in the middle, /silent says nothing, /missing is not there.
+    """
     folder = tmp_path / "host"
     folder.mkdir()
     with tarfile.open(folder / "good", "w:gz") as tar:
@@ -199,24 +307,77 @@ def mirror(tmp_path, batches_folder, monkeypatch):
 
     monkeypatch.setattr(dataset, "CIFAR10_MD5", calculate_md5(folder / "good"))
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
+    class Host(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, directory=str(folder), **kwargs)
 
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        def do_GET(self):
+            content = (folder / "good").read_bytes()
+            if self.path == "/silent":
+                time.sleep(3)
+            elif self.path == "/moved":
+                self.send_response(302)
+                self.send_header("Location", "/wrong")
+                self.end_headers()
+            elif self.path in ("/cut", "/slow"):
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                for start in range(0, len(content) // (2 if self.path == "/cut" else 1), 4096):
+                    self.wfile.write(content[start : start + 4096])
+                    time.sleep(0.02 if self.path == "/slow" else 0)
+            else:
+                super().do_GET()
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield lambda *names: tuple(f"http://127.0.0.1:{server.server_port}/{name}" for name in names)
         server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("failing", "told"),
+    [("silent", "timed out"), ("cut", "corrupted|incomplete|retrieval"), ("moved", "corrupted"), ("missing", "404")],
+)
+def test_a_failing_host_is_given_up_and_named(failing, told, mirror, tmp_path, random_data, monkeypatch, capsys):
+    monkeypatch.setattr(dataset, "SILENT_HOST_SECONDS", 0.5)
+    monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror(failing))
+    assert load_data(root=tmp_path / "root").name == "digits"
+    said = capsys.readouterr().out
+    assert "127.0.0.1" in said
+    assert re.search(told, said), said
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["lock"]
+    monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror(failing, "good"))
+    assert_same(load_data(root=tmp_path / "root"), random_data)
+
+
+def test_a_host_that_is_down_is_given_up(tmp_path, monkeypatch, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", (f"http://127.0.0.1:{port}/good",))
+    assert load_data(root=tmp_path / "root").name == "digits"
+    assert "refused" in capsys.readouterr().out
+
+
+def test_a_slow_host_is_waited_for(mirror, tmp_path, random_data, monkeypatch):
+    monkeypatch.setattr(dataset, "SILENT_HOST_SECONDS", 0.5)
+    monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror("slow"))
+    assert_same(load_data(root=tmp_path / "root"), random_data)
+
+
+def test_a_silent_host_has_15_seconds():
+    assert dataset.SILENT_HOST_SECONDS == 15
 
 
 def test_download_takes_the_next_host_where_one_fails(mirror, tmp_path, random_data, monkeypatch):
     monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror("missing", "wrong", "good"))
     root = tmp_path / "root"
     assert_same(load_data(root=root), random_data)
-    assert sorted(path.name for path in root.iterdir()) == ["cache", "cifar-10-python.tar.gz"]
+    assert sorted(path.name for path in root.iterdir()) == ["cache", "cifar-10-python.tar.gz", "lock"]
     monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror("missing"))
     assert_same(load_data(root=root), random_data)  # the earlier download
 
@@ -228,7 +389,7 @@ def test_without_any_host_the_digits_stand_in_and_nothing_is_left_behind(mirror,
     said = [line for line in capsys.readouterr().out.splitlines() if "digits" in line]
     assert len(said) == 1
     assert "404" in said[0]
-    assert not list((tmp_path / "root").iterdir())
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["lock"]
 
 
 def test_cifar10_is_whole(cifar10):
