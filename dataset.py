@@ -142,6 +142,10 @@ def _shuffled(data: Data, seed: int) -> torch.Tensor:
     return torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))
 
 
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _load_digits() -> Data:
     """1,797 handwritten digits of 8x8 grey pixels, upscaled; a fixed fifth of them is the test set."""
     from sklearn.datasets import load_digits
@@ -213,7 +217,9 @@ def _read_archive(archive: Path, root: Path) -> Data:
                         )
                     tar.extract(member, folder, filter="data")  # refuses paths outside the folder
         except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
-            raise DataError(f"{archive} is not a whole, safe tar archive ({error}): get it again.") from error
+            raise DataError(
+                f"{archive} is not a whole, safe tar archive ({_in_a_line(error)}): get it again."
+            ) from error
         return _read_folder(Path(folder), name=archive.name)
 
 
@@ -253,7 +259,7 @@ def _read_batches(folder: Path) -> Data:
             with open(folder / file, "rb") as stream:
                 return _ArrayUnpickler(stream, encoding="latin1").load()
         except Exception as error:  # a damaged pickle can raise anything
-            raise DataError(f"{folder / file} cannot be read ({error}): get CIFAR-10 again.") from error
+            raise DataError(f"{folder / file} cannot be read ({_in_a_line(error)}): get CIFAR-10 again.") from error
 
     def rows(file: str) -> tuple[np.ndarray, list[int]]:
         batch = unpickle(file)
@@ -320,7 +326,7 @@ def _read_image(path: str) -> tuple[np.ndarray, list[str]]:
             notes = ["were grey, and have three equal channels now"] if image.mode in ("1", "L", "LA") else []
             pixels = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image ({error}): replace or delete it.") from error
+        raise DataError(f"{path} cannot be read as an image ({_in_a_line(error)}): replace or delete it.") from error
     if pixels.size != (IMAGE_SIZE, IMAGE_SIZE):
         notes.append(f"were resized to {IMAGE_SIZE}x{IMAGE_SIZE}")
         pixels = pixels.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)

@@ -36,6 +36,7 @@ def _keep(path: Path, previous: Path) -> None:
     except OSError:  # a file system without links
         shutil.copyfile(path, temporary)
     os.replace(temporary, previous)
+    temporary.unlink(missing_ok=True)  # where both are one file already, replacing does nothing
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """How to train: everything but the network and the data."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -33,12 +33,14 @@ class Recipe:
             if not holds:
                 raise ValueError(f"Recipe: {field}={getattr(self, field)!r} does not work; {remedy}.")
 
+        for field, default in {field.name: field.default for field in fields(self)}.items():
+            kinds = (int, float) if type(default) is float else (type(default),)
+            check(type(getattr(self, field)) in kinds, field, f"give a value of type {kinds[-1].__name__}")
         for field, choices in RECIPE_CHOICES.items():
             check(getattr(self, field) in choices, field, f"choose from {', '.join(choices)}")
         for field in ("epochs", "batch_size", "step_epochs", "crop", "cutout", "seed"):
             lowest = 1 if field in ("epochs", "batch_size", "step_epochs") else 0
-            value = getattr(self, field)
-            check(isinstance(value, int) and lowest <= value < 2**31, field, f"give a whole number from {lowest} up")
+            check(lowest <= getattr(self, field) < 2**31, field, f"give a whole number from {lowest} up")
         for field in ("learning_rate", "step_factor"):
             check(0 < getattr(self, field) < math.inf, field, "give a number over 0")
         for field in ("momentum", "label_smoothing", "warmup"):

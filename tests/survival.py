@@ -1,0 +1,271 @@
+"""Kills and damages training runs in every way that we could think of, and counts what was lost.
+
+`python tests/survival.py` does so many times and writes assets/survival.json, from which the README's table is made;
+test_survival.py does the same a few times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+import files  # noqa: E402
+import utils  # noqa: E402
+from checkpoints import read_checkpoint  # noqa: E402
+
+RECIPE = utils.Recipe(
+    epochs=6, batch_size=64, learning_rate=0.05, momentum=0.9, nesterov=True, schedule="one-cycle", crop=4, flip=True,
+    precision="fp32",
+)  # fmt: skip
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["survival"])
+
+
+def start(target, *arguments) -> multiprocessing.Process:
+    """Start a process from one that has imported all of this already, and that the first call starts."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    with mock.patch.dict(os.environ, {"PYTHONPATH": path}):
+        process = PROCESSES.Process(target=target, args=arguments)
+        process.start()
+    return process
+
+
+class Drawing(nn.Module):
+    """A small network that draws from all random generators: torch's, numpy's and Python's."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=4),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Flatten(),
+            nn.Linear(512, 10),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            import numpy as np
+
+            x = x * (1 + 0.1 * random.random() * np.random.random())  # noqa: NPY002
+        return self.layers(x)
+
+
+def train(root: str, sabotage: str = "") -> None:
+    """What a process does: train, or go on, and perhaps be killed at a certain point of it."""
+    torch.set_num_threads(1)
+    if sabotage:
+        SABOTAGE[sabotage]()
+    torch.manual_seed(0)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        utils.train(Drawing(), utils.load_data("digits"), RECIPE, run="run", root=root, device="cpu", verbose=False)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_in_the_write(at_save: int = 3) -> None:
+    """Half of the third checkpoint is on the disk when the process is killed."""
+    write_bytes, saves = Path.write_bytes, []
+
+    def half(path: Path, content) -> int:
+        saves.append(path)
+        if len(saves) == at_save:
+            write_bytes(path, bytes(content)[: len(content) // 2])
+            _die()
+        return write_bytes(path, content)
+
+    Path.write_bytes = half
+
+
+def _die_before_the_rename(at_call: int = 7) -> None:
+    """The new checkpoint is whole beside the old one, and has not its name yet."""
+    replace, calls = os.replace, []
+
+    def never(*names) -> None:
+        if str(names[1]).endswith("checkpoint.pt"):
+            calls.append(names)
+            if len(calls) == 3:
+                _die()
+        replace(*names)
+
+    files.os.replace = never
+
+
+def _die_before_the_history() -> None:
+    """The checkpoint is saved, and history.jsonl is an epoch behind."""
+    replace, calls = os.replace, []
+
+    def never(*names) -> None:
+        if str(names[1]).endswith("history.jsonl"):
+            calls.append(names)
+            if len(calls) == 3:
+                _die()
+        replace(*names)
+
+    files.os.replace = never
+
+
+SABOTAGE = {
+    "killed inside the checkpoint's write": _die_in_the_write,
+    "killed before the checkpoint's rename": _die_before_the_rename,
+    "killed before the history's rename": _die_before_the_history,
+}
+
+
+def run(root: Path, sabotage: str = "", seconds: float | None = None) -> int | None:
+    """Train in a process of its own and kill it after `seconds`, if they are given; its exit code."""
+    process = start(train, str(root), sabotage)
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode
+
+
+def content(root: Path) -> dict:
+    """All that must be the same, bit for bit, as in a run that was never interrupted."""
+    checkpoint = read_checkpoint(root / "run" / "checkpoint.pt")
+    for record in checkpoint["history"]:
+        del record["seconds"]
+    del checkpoint["identity"]
+    return checkpoint
+
+
+def same(a, b) -> bool:
+    """Whether two nested structures of tensors and plain Python are equal, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def damaged(root: Path, how: str) -> None:
+    """Damage the checkpoint of a run."""
+    path = root / "run" / "checkpoint.pt"
+    whole = path.read_bytes()
+    damages = {
+        "cut in half": lambda: whole[: len(whole) // 2],
+        "empty": lambda: b"",
+        "one bit of a weight changed": lambda: _flipped(whole, whole.find(next_weight(path))),
+        "another kind of file": lambda: b"<html>" + whole[:100],
+        "a pickle that runs code": lambda: pickle.dumps(Bomb(root / "exploded")),
+    }
+    path.write_bytes(damages[how]())
+
+
+DAMAGES = (
+    "cut in half", "empty", "one bit of a weight changed", "another kind of file", "a pickle that runs code",
+)  # fmt: skip
+
+
+def next_weight(path: Path) -> bytes:
+    """The bytes of some weights in a checkpoint."""
+    weight = torch.load(path, weights_only=True)["model"]["layers.5.weight"]
+    return weight.numpy().tobytes()[:64]
+
+
+def _flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def kills(count: int, root: Path, expected: dict, seed: int = 0) -> dict:
+    """Kill a run at `count` random moments, starting it again each time and anew when it is through."""
+    moments, done, lost = random.Random(seed), 0, 0
+    duration = timed(root / "timed")
+    while done < count:
+        folder = root / f"kills-{done}"
+        while done < count and run(folder, seconds=moments.uniform(0, duration)) == -signal.SIGKILL:
+            done += 1
+        assert run(folder) == 0
+        lost += not same(content(folder), expected)
+    return {"tried": "killed at a random moment", "times": done, "lost": lost}
+
+
+def timed(root: Path) -> float:
+    """Seconds that an uninterrupted run takes, the start of its process included."""
+    started = time.perf_counter()
+    assert run(root) == 0
+    return time.perf_counter() - started
+
+
+def sabotages(count: int, root: Path, expected: dict) -> list[dict]:
+    """Kill a run at the worst moments of saving."""
+    rows = []
+    for name in SABOTAGE:
+        lost = 0
+        for index in range(count):
+            folder = root / f"{name}-{index}"
+            assert run(folder, sabotage=name) == -signal.SIGKILL
+            assert run(folder) == 0
+            lost += not same(content(folder), expected) or bool(list((folder / "run").glob("*.tmp")))
+        rows.append({"tried": name, "times": count, "lost": lost})
+    return rows
+
+
+def damages(count: int, root: Path, expected: dict) -> list[dict]:
+    """Damage the last checkpoint, and go on from the one before it."""
+    rows = []
+    for how in DAMAGES:
+        lost = 0
+        for index in range(count):
+            folder = root / f"{how}-{index}"
+            assert run(folder, sabotage="killed before the history's rename") == -signal.SIGKILL
+            damaged(folder, how)
+            assert run(folder) == 0
+            aside = list((folder / "run").glob("damaged-*.pt"))
+            lost += not same(content(folder), expected) or len(aside) != 1 or (folder / "exploded").exists()
+        rows.append({"tried": f"last checkpoint damaged: {how}", "times": count, "lost": lost})
+    return rows
+
+
+def main() -> None:
+    """Try everything many times and write down what was lost."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        assert run(root / "whole") == 0
+        expected = content(root / "whole")
+        rows = [kills(60, root, expected), *sabotages(5, root, expected), *damages(5, root, expected)]
+    report = {"torch": torch.__version__, "command": "python tests/survival.py", "rows": rows}
+    files.write_whole(
+        ROOT / "assets" / "survival.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n")
+    )
+    for row in rows:
+        print(f"{row['tried']}: {row['times']} times, lost {row['lost']}")
+
+
+if __name__ == "__main__":
+    sys.modules["survival"] = sys.modules["__main__"]
+    main()

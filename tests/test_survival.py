@@ -1,0 +1,295 @@
+"""Runs that are killed, damaged, stopped, short of space or memory, or started twice."""
+
+import resource
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import survival
+import torch
+from survival import PROCESSES, Drawing, content, run, same, start
+from torch import nn
+
+import training
+import utils
+from checkpoints import RunError
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the processes that are killed: sums depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """What a run that nothing happens to ends with."""
+    root = tmp_path_factory.mktemp("whole")
+    assert run(root) == 0
+    return content(root)
+
+
+def test_an_uninterrupted_run_repeats_itself_and_another_one_differs(expected, tmp_path, digits):
+    assert run(tmp_path) == 0
+    assert same(content(tmp_path), expected)
+    torch.manual_seed(0)
+    other = utils.train(Drawing(), digits, replace(survival.RECIPE, seed=1), device="cpu", verbose=False)
+    assert [record["test_loss"] for record in other] != [record["test_loss"] for record in expected["history"]]
+
+
+def test_runs_killed_at_20_random_moments_end_bit_for_bit_the_same(expected, tmp_path):
+    row = survival.kills(20, tmp_path, expected)
+    assert (row["times"], row["lost"]) == (20, 0)
+
+
+def test_runs_killed_while_they_save_end_bit_for_bit_the_same(expected, tmp_path):
+    rows = survival.sabotages(1, tmp_path, expected)
+    assert [(row["times"], row["lost"]) for row in rows] == [(1, 0)] * 3
+
+
+def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(expected, tmp_path):
+    rows = survival.damages(1, tmp_path, expected)
+    assert [(row["times"], row["lost"]) for row in rows] == [(1, 0)] * 5
+
+
+def quiet(model, data, recipe, root, **options):
+    return utils.train(model, data, recipe, run="run", root=root, device="cpu", verbose=False, **options)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, digits, capsys):
+    recipe = replace(survival.RECIPE, epochs=2)
+    quiet(Drawing(), digits, recipe, tmp_path)
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        (tmp_path / "run" / name).write_bytes(b"garbage")
+    history = quiet(Drawing(), digits, recipe, tmp_path)  # nothing whole is left, so that it starts anew
+    assert len(history) == 2
+    said = capsys.readouterr().out
+    assert "checkpoint.pt is damaged (File is not a zip file) and was set aside as damaged-1.pt" in said
+    assert "damaged-2.pt" in said
+
+
+def stop_in(epoch: int, monkeypatch, error: BaseException):
+    whole = training._Training._descend
+
+    def stop(self, loss):
+        if self.batches.epoch == epoch + 1 and self.scheduler.last_epoch % len(self.batches) == 5:
+            raise error
+        return whole(self, loss)
+
+    monkeypatch.setattr(training._Training, "_descend", stop)
+    return whole
+
+
+def test_the_stop_button_ends_a_run_cleanly_and_the_next_call_goes_on(tmp_path, digits, expected, monkeypatch, capsys):
+    torch.manual_seed(0)
+    model = Drawing()
+    whole = stop_in(3, monkeypatch, KeyboardInterrupt())
+    history = quiet(model, digits, survival.RECIPE, tmp_path)
+    assert [record["epoch"] for record in history] == [1, 2, 3]
+    assert "Stopped after 3 whole epochs. The same call goes on from there." in capsys.readouterr().out
+    utils.plot_performance(history, "stopped")
+    checkpoint = content(tmp_path)
+    assert same(checkpoint["model"], dict(model.state_dict()))  # the model is that of the last whole epoch
+    assert not model.training
+    monkeypatch.setattr(training._Training, "_descend", whole)
+    assert len(quiet(Drawing(), digits, survival.RECIPE, tmp_path)) == 6
+    assert same(content(tmp_path), expected)
+
+
+def test_the_stop_button_without_a_kept_run(digits, monkeypatch):
+    stop_in(1, monkeypatch, KeyboardInterrupt())
+    assert len(utils.train(Drawing(), digits, survival.RECIPE, device="cpu", verbose=False)) == 1
+
+
+def test_control_c_in_a_terminal_leaves_a_whole_checkpoint(tmp_path, expected):
+    process = start(survival.train, str(tmp_path))
+    while not (tmp_path / "run" / "history.jsonl").exists():
+        time.sleep(0.01)
+    import os
+
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 0
+    assert len(content(tmp_path)["history"]) < 6
+    assert run(tmp_path) == 0
+    assert same(content(tmp_path), expected)
+
+
+def test_a_loss_that_is_not_finite_names_the_layer_and_keeps_the_last_checkpoint(tmp_path, digits, monkeypatch):
+    class Overflowing(Drawing):
+        def forward(self, x):
+            if self.training and self.armed:
+                with torch.no_grad():
+                    self.layers[5].weight.fill_(float("inf"))
+            return super().forward(x)
+
+    model = Overflowing()
+    model.armed = False
+    epoch = training._Training.epoch
+
+    def arm(self, number):
+        model.armed = number == 2
+        return epoch(self, number)
+
+    monkeypatch.setattr(training._Training, "epoch", arm)
+    with pytest.raises(FloatingPointError) as error:
+        quiet(model, digits, survival.RECIPE, tmp_path)
+    assert "epoch 3, batch 0" in str(error.value)
+    assert "layer layers.5 (Linear), with its weights," in str(error.value)
+    assert "lower learning rate" in str(error.value)
+    kept = content(tmp_path)
+    assert len(kept["history"]) == 2
+    assert all(value.isfinite().all() for value in kept["model"].values())
+
+
+def test_out_of_memory_offers_half_the_batch(digits):
+    class Greedy(Drawing):
+        def forward(self, x):
+            if self.training:
+                torch.empty(2**50)  # bytes that no machine has
+            return super().forward(x)
+
+    with pytest.raises(MemoryError, match="batch_size=64 needs too much memory; try 32"):
+        utils.train(Greedy(), digits, survival.RECIPE, device="cpu", verbose=False)
+
+
+def _train_with_files_of_at_most(size: int, root: str, pipe) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        survival.train(root)
+    except RunError as error:
+        pipe.send(str(error))
+
+
+def test_a_full_disk_loses_nothing_that_was_there(tmp_path, expected):
+    assert run(tmp_path, sabotage="killed before the history's rename") == -signal.SIGKILL
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.suffix == ".pt"}
+    ours, theirs = PROCESSES.Pipe()
+    process = start(_train_with_files_of_at_most, 20_000, str(tmp_path), theirs)
+    assert ours.poll(30)
+    assert "epoch 4 could not be saved (File too large)" in ours.recv()
+    process.join()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.suffix == ".pt"} == before
+    assert not list((tmp_path / "run").glob("*.tmp"))
+    assert run(tmp_path) == 0
+    assert same(content(tmp_path), expected)
+
+
+def _hold(folder, pipe) -> None:
+    from files import locked
+
+    with locked(folder):
+        pipe.send("held")
+        pipe.recv()
+
+
+def test_a_second_process_on_the_same_run_says_so_and_stops(tmp_path, digits):
+    ours, theirs = PROCESSES.Pipe()
+    process = start(_hold, tmp_path / "run", theirs)
+    assert ours.recv() == "held"
+    with pytest.raises(RunError, match=r"run is in use by another process\. Wait until that has ended, or give"):
+        quiet(Drawing(), digits, survival.RECIPE, tmp_path)
+    process.kill()  # the lock does not outlive it
+    process.join()
+    assert len(quiet(Drawing(), digits, replace(survival.RECIPE, epochs=1), tmp_path)) == 1
+
+
+def _load(source: str, root: str, after_bytes: int) -> None:
+    """Read a data set, and be killed while its cache is written."""
+    import dataset
+
+    whole = torch.save
+
+    def half(value, path):
+        whole(value, path)
+        survival._flipped(b"ab", 0)
+        path.write_bytes(path.read_bytes()[:after_bytes])
+        survival._die()
+
+    dataset.torch.save = half
+    utils.load_data(source, root)
+
+
+def test_killed_while_the_data_are_cached(image_folders, tmp_path, random_data):
+    process = start(_load, str(image_folders), str(tmp_path / "root"), 1000)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    data = utils.load_data(image_folders, tmp_path / "root")
+    assert len(data.train_images) == 40
+    again = utils.load_data(image_folders, tmp_path / "root")
+    assert torch.equal(data.train_images, again.train_images)
+
+
+# ---------------------------------------------------------------------- networks, recipes and data that do not fit
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (nn.Flatten(), "no parameters to train"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 7)), "7 outputs, and the data 10 classes; build it with 10"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), r"does not take images of 3×32×32 \(mat1 and mat2"),
+        (nn.Conv2d(1, 10, 3), r"does not take images of 3×32×32"),
+        (nn.Conv2d(3, 10, 3), r"gives \(2, 10, 30, 30\) instead of logits"),
+        (nn.Sequential(nn.Flatten(0), nn.Linear(6144, 10)), r"gives \(10,\) instead of logits"),
+        (nn.LSTM(32, 10), "does not take images|instead of logits"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(network, message, digits, tmp_path):
+    with pytest.raises(ValueError, match=f"^Network: .*{message}"):
+        quiet(network, digits, survival.RECIPE, tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_with_nan_weights_is_refused(digits, tmp_path):
+    model = Drawing()
+    model.layers[0].bias.data[3] = float("nan")
+    with pytest.raises(ValueError, match=r"layers\.0\.bias holds NaN"):
+        quiet(model, digits, survival.RECIPE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 5000}, "batch_size=5000 is more than the 1437 training images; give 1437 or less"),
+        ({"epochs": 1, "batch_size": 1437}, "no room to rise in 1 steps"),
+        ({"epochs": 1, "batch_size": 300, "warmup": 0.15}, "no room to rise in 5 steps"),
+    ],
+)
+def test_recipes_that_do_not_fit_the_data_are_refused(changes, message, digits, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        quiet(Drawing(), digits, replace(survival.RECIPE, **changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("train_labels", torch.full((40,), 2), "train_labels reach from 2 to 2, and there are 2 classes"),
+        ("test_labels", torch.zeros(20), "test_labels are .*float32; give one int64 an image"),
+        ("test_labels", torch.zeros(19, dtype=torch.int64), r"test_labels are \(19,\)"),
+        ("train_images", torch.zeros(40, 1, 32, 32, dtype=torch.uint8), r"train_images are \(40, 1, 32, 32\)"),
+        ("train_images", torch.zeros(40, 3, 32, 32), "torch.float32; give .* of uint8"),
+    ],
+)
+def test_data_made_by_hand_are_checked(field, value, message, random_data):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
+    with pytest.raises(utils.DataError, match=message):
+        utils.train(model, random_data._replace(**{field: value}), utils.Recipe(epochs=1, batch_size=8), verbose=False)
+
+
+def test_random_states_of_the_caller_are_kept_even_when_training_fails(digits, tmp_path):
+    import random
+
+    first, second = Drawing(), Drawing()
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    quiet(first, digits, replace(survival.RECIPE, epochs=1), tmp_path)
+    with pytest.raises(RunError):
+        quiet(second, digits, replace(survival.RECIPE, epochs=2), tmp_path)
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[2])
