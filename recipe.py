@@ -12,9 +12,10 @@ class Recipe:
 
     epochs: int = 25  # passes over the training images
     batch_size: int = 512  # images a step; the last step of an epoch takes what is left
-    optimizer: str = "sgd"  # "sgd" or "adamw"
+    optimizer: str = "sgd"  # "sgd", "adamw", or "muon" for the kernels that mix channels and SGD for all others
     learning_rate: float = 0.01  # the highest of the schedule
-    momentum: float = 0.0  # of SGD
+    kernel_rate: float = 0.05  # "muon": how far a kernel turns in a step, as a share of its size, at the highest
+    momentum: float = 0.0  # of SGD and Muon
     nesterov: bool = False  # Nesterov's form of it
     weight_decay: float = 0.0  # on matrices and kernels only, not on biases and normalisation
     schedule: str = "step"  # "step", "one-cycle" or "constant"
@@ -41,7 +42,7 @@ class Recipe:
         for field in ("epochs", "batch_size", "step_epochs", "crop", "cutout", "seed"):
             lowest = 1 if field in ("epochs", "batch_size", "step_epochs") else 0
             check(lowest <= getattr(self, field) < 2**31, field, f"give a whole number from {lowest} up")
-        for field in ("learning_rate", "step_factor"):
+        for field in ("learning_rate", "kernel_rate", "step_factor"):
             check(0 < getattr(self, field) < math.inf, field, "give a number over 0")
         for field in ("momentum", "label_smoothing", "warmup"):
             check(0 <= getattr(self, field) < 1, field, "give a number from 0 up to, but not including, 1")
@@ -50,7 +51,7 @@ class Recipe:
 
 
 RECIPE_CHOICES = {
-    "optimizer": ("sgd", "adamw"),
+    "optimizer": ("sgd", "adamw", "muon"),
     "schedule": ("step", "one-cycle", "constant"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
 }

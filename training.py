@@ -20,6 +20,7 @@ from batches import IGNORED, Batches, channel_statistics
 from checkpoints import Run, restore
 from dataset import Data, check_data
 from distributed import World, average_statistics, by_main, current_world, parallel, total
+from optimizers import Muon, mixes_channels
 from randomness import epoch_seed, kept_random_states, seed_all
 from recipe import Recipe, check_recipe_fits, default_device, resolve_precision
 from tracing import tensors_in
@@ -113,8 +114,8 @@ class _Training:
             flip=recipe.flip, cutout=recipe.cutout, seed=recipe.seed, device=device, world=self.world,
         )  # fmt: skip
         self.test_batches = _test_batches(data, device, self.world)
-        self.optimizer = _make_optimizer(model, recipe)
-        self.scheduler = _make_scheduler(self.optimizer, recipe, len(self.batches))
+        self.optimizer = make_optimizer(model, recipe)
+        self.scheduler = make_scheduler(self.optimizer, recipe, len(self.batches))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.state = {
             "model": model, "optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler
@@ -281,18 +282,26 @@ def _autocast(device: torch.device, dtype: torch.dtype) -> torch.amp.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser: weight decay acts on matrices and kernels only."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay}]
-    groups += [{"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+    kernels = [p for p in parameters if recipe.optimizer == "muon" and mixes_channels(p)]
+    others = [p for p in parameters if all(p is not kernel for kernel in kernels)]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": kernels, "weight_decay": 0.0, "lr": recipe.kernel_rate, "orthogonal": True},
+    ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    if recipe.optimizer == "muon":
+        return Muon(groups, recipe.learning_rate, recipe.momentum)
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov)
 
 
-def _make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int):
-    """A schedule that is stepped after each batch, whichever it is."""
+def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int):
+    """The recipe's schedule, stepped after each batch."""
     if recipe.schedule == "one-cycle":
         return torch.optim.lr_scheduler.OneCycleLR(
             optimizer,

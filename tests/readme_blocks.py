@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 import utils  # noqa: E402
 from models import SeedNet  # noqa: E402
 from review import layer_summary, receptive_field  # noqa: E402
+from train import LADDER  # noqa: E402
 
 RESULTS = json.loads((ROOT / "assets" / "results.json").read_text())
 
@@ -34,6 +35,17 @@ def results_table() -> str:
             f"`{row['command']}`",
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def ladder_table() -> str:
+    accuracy = {row["run"]: row["test_accuracy"] for row in RESULTS}
+    lines = ["| rung | change | test accuracy | gain |", "| --- | --- | --- | --- |"]
+    before = None
+    for rung, (run, change) in enumerate(LADDER.items()):
+        gain = "" if before is None else f"{accuracy[run] - before:+.2f}"
+        lines.append(f"| {rung} | {change} | {accuracy[run]:.2f} % | {gain} |")
+        before = accuracy[run]
     return "\n".join(lines)
 
 
@@ -65,6 +77,7 @@ BLOCKS = {
     "summary": lambda: fenced(layer_summary(SeedNet(apply_relu=False), (3, 32, 32))),
     "receptive field": fields_table,
     "log": lambda: fenced(utils.history_log(history("seednet"), 10_000)),
+    "ladder": ladder_table,
     "reviewers": reviewers_table,
     "results": results_table,
 }

@@ -126,7 +126,7 @@ def test_weight_decay_shrinks_matrices_only(random_data):
     model = small_net()
     for parameter in model.parameters():
         parameter.data.fill_(1.0)
-    optimizer = training._make_optimizer(model, Recipe(learning_rate=0.1, weight_decay=0.5))
+    optimizer = training.make_optimizer(model, Recipe(learning_rate=0.1, weight_decay=0.5))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -175,7 +175,13 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"momentum": 0.9, "nesterov": True, "schedule": "one-cycle"}, {"optimizer": "adamw", "crop": 4}]
+    "changes",
+    [
+        {},
+        {"momentum": 0.9, "nesterov": True, "schedule": "one-cycle"},
+        {"optimizer": "adamw", "crop": 4},
+        {"optimizer": "muon", "momentum": 0.9},
+    ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(random_data, tmp_path, monkeypatch, changes):
     recipe = replace(TINY, epochs=4, **changes)

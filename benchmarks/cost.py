@@ -1,0 +1,104 @@
+"""Cost as work grows: seconds an epoch and peak memory against number of images, batch size and image size.
+
+`python benchmarks/cost.py [--rounds N]` measures each point in a process of its own, and draws assets/cost.png.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import measuring
+import torch
+
+import utils
+from train import EXPERIMENTS
+
+NAME = "ladder-4"
+AXES = {  # what varies, and for each the values of (images, batch size, image size)
+    "cost-images": [(images, 256, 32) for images in (1000, 4000, 16_000, 50_000)],
+    "cost-batch": [(8192, batch, 32) for batch in (64, 128, 256, 512, 1024, 2048)],
+    "cost-size": [(2048, 256, size) for size in (32, 64, 96)],
+}
+
+
+def one(images: int, batch: int, size: int) -> dict:
+    """Train for an epoch on so many images, and tell its seconds and by how many MB memory grew at most."""
+    generator = torch.Generator().manual_seed(0)
+    data = utils.load_data()
+    if size == 32:
+        data = utils.subset(data, images)
+    else:
+        noise = torch.randint(0, 256, (images, 3, size, size), generator=generator, dtype=torch.uint8)
+        data = data._replace(train_images=noise, train_labels=torch.arange(images) % 10)
+        data = data._replace(test_images=noise[:2], test_labels=torch.arange(2))
+    data = data._replace(test_images=data.test_images[:2], test_labels=data.test_labels[:2])
+    experiment = EXPERIMENTS[NAME]
+    recipe = replace(experiment.recipe, epochs=1, batch_size=batch, warmup=0.3)
+    model = experiment.build()
+    if size != 32:
+        model.classifier[1] = torch.nn.AdaptiveAvgPool2d(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (epoch,) = utils.train(model, data, recipe, verbose=False)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": epoch["seconds"], "megabytes": (after - before) / 1024}
+
+
+def draw(points: dict[str, list]) -> None:
+    """assets/cost.png: a column for each axis, time above memory, both logarithmic."""
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
+    labels = {"cost-images": "training images", "cost-batch": "batch size", "cost-size": "pixels a side"}
+    for column, (bench, rows) in enumerate(points.items()):
+        place = {"cost-images": 0, "cost-batch": 1, "cost-size": 2}[bench]
+        x = [point[place] for point, _, _ in rows]
+        for row, (values, name) in enumerate((([s for _, s, _ in rows], "seconds an epoch"),
+                                              ([m for _, _, m in rows], "peak memory of training, MB"))):  # fmt: skip
+            axis = axes[row, column]
+            axis.loglog(x, values, "o-")
+            power = 2 if bench == "cost-size" else 1
+            if bench != "cost-batch" or row:
+                axis.loglog(
+                    x, [values[-1] * (n / x[-1]) ** power for n in x], "--", color="grey", label="in proportion"
+                )
+                axis.legend()
+            axis.set(xlabel=labels[bench], ylabel=name)
+            axis.set_xticks(x, map(str, x), rotation=30)
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+    figure.suptitle(
+        "Time grows with the images, memory with the batch\n"
+        f"SeedNet, mended, one epoch on {measuring.device_name()}, torch {torch.__version__}",
+        fontsize=14,
+    )
+    figure.savefig(measuring.ROOT / "assets" / "cost.png", dpi=100)
+
+
+def main() -> None:
+    """Measure all points, record and draw them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", nargs=3, type=int, metavar=("IMAGES", "BATCH", "SIZE"), help="one point, as JSON")
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(one(*given.one)))
+        return
+    points: dict[str, list] = {}
+    for bench, values in AXES.items():
+        for point in values:
+            command = [sys.executable, __file__, "--one", *map(str, point)]
+            runs = [json.loads(subprocess.check_output(command).splitlines()[-1]) for _ in range(given.rounds)]
+            name = "{} images, batches of {}, {}x{} pixels".format(*point, point[2])
+            times, memory = ([run[key] for run in runs] for key in ("seconds", "megabytes"))
+            measuring.record(bench, {f"ours: {name}": times}, "s/epoch", utils.load_data())
+            measuring.record(bench, {f"ours: memory, {name}": memory}, "MB", utils.load_data())
+            points.setdefault(bench, []).append(
+                (point, sorted(times)[len(times) // 2], sorted(memory)[len(memory) // 2])
+            )
+    draw(points)
+
+
+if __name__ == "__main__":
+    main()

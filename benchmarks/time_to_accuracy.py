@@ -1,0 +1,49 @@
+"""Seconds until 38.46 % (the student's whole result) and 85 % (the brief's bar) of the test images are right.
+
+`python benchmarks/time_to_accuracy.py [--steps N] [--rounds N]`: how many epochs each recorded run of the ladder took,
+times the seconds an epoch of that network and recipe takes here and now, all measured in turns.
+"""
+
+import argparse
+
+import measuring
+from training_speed import EPOCH, our_run
+
+import utils
+from train import EXPERIMENTS, LADDER
+
+GOALS = (38.46, 85.0)
+
+
+def epochs_until(goal: float, history: list[dict]) -> int | None:
+    """The first epoch whose test accuracy reaches `goal`."""
+    return next((record["epoch"] for record in history if record["test_accuracy"] >= goal), None)
+
+
+def main() -> None:
+    """Measure an epoch of each rung, and record the times of those that reach a goal."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    data = utils.load_data()
+    histories = {run: utils.read_history(measuring.ROOT / "assets" / "runs" / f"{run}.jsonl") for run in LADDER}
+
+    def epoch_seconds(run: str) -> float:
+        experiment = EXPERIMENTS[run]
+        count = given.steps * experiment.recipe.batch_size
+        part = utils.subset(data, count)._replace(test_images=data.test_images[:2], test_labels=data.test_labels[:2])
+        return our_run(experiment, part, 1)[1] * EPOCH / count
+
+    times = measuring.take_turns({run: lambda run=run: epoch_seconds(run) for run in LADDER}, given.rounds)
+    for goal in GOALS:
+        reached = {run: epochs for run, history in histories.items() if (epochs := epochs_until(goal, history))}
+        values = {
+            f"ours: {run}, to {goal:g} % in {epochs} epochs": [epochs * seconds for seconds in times[run]]
+            for run, epochs in reached.items()
+        }
+        measuring.record("time-to-accuracy", values, "s", data)
+
+
+if __name__ == "__main__":
+    main()
