@@ -5,7 +5,7 @@ import math
 import torch
 
 from dataset import Data
-from distributed import World
+from parallel import World
 from randomness import epoch_seed
 from recipe import Recipe
 

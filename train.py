@@ -15,8 +15,8 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 
 import models
-from distributed import joined
 from files import write_whole
+from parallel import joined
 from utils import (
     SEED_RECIPE,
     DataError,
@@ -142,16 +142,18 @@ def run_experiment(experiment: Experiment, run: str, given: argparse.Namespace) 
 def sweep(experiments: dict[str, Experiment], given: argparse.Namespace) -> list[list[dict]]:
     """Train all `experiments`, from a run's name to what it trains, in `given.jobs` processes or on a Dask cluster."""
 
-    def histories():
-        tasks = [delayed(run_experiment)(experiment, run, given) for run, experiment in experiments.items()]
-        return [history for history, _ in Parallel(n_jobs=given.jobs)(tasks)]
-
+    tasks = [delayed(train_only)(experiment, run, given) for run, experiment in experiments.items()]
     if given.dask is None:
-        return histories()
+        return Parallel(n_jobs=given.jobs)(tasks)
     from dask.distributed import Client
 
     with Client(given.dask), parallel_config("dask"):
-        return histories()
+        return Parallel()(tasks)
+
+
+def train_only(experiment: Experiment, run: str, given: argparse.Namespace) -> list[dict]:
+    """What `run_experiment` returns without the network: all that a sweep sends back."""
+    return run_experiment(experiment, run, given)[0]
 
 
 def summary(results: dict[str, list[float]]) -> str:

@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 from batches import IGNORED, Batches, channel_statistics
 from checkpoints import Run, restore
 from dataset import Data, check_data
-from distributed import World, average_statistics, by_main, current_world, parallel, total
 from optimizers import Muon, mixes_channels
+from parallel import World, average_statistics, by_main, current_world, data_parallel, total
 from randomness import epoch_seed, kept_random_states, seed_all
 from recipe import Recipe, check_recipe_fits, default_device, resolve_precision
 from tracing import tensors_in
@@ -120,7 +120,7 @@ class _Training:
         self.state = {
             "model": model, "optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler
         }  # fmt: skip
-        self.network = parallel(model, self.world, device)  # the same parameters
+        self.network = data_parallel(model, self.world, device)  # the same parameters
         if compile_mode:
             self.network = torch.compile(self.network, mode=compile_mode)
 

@@ -23,11 +23,11 @@ sys.path.insert(0, {root!r})
 from dataclasses import replace
 import torch
 torch.set_num_threads(int(sys.argv[1]))
-import distributed, utils
+import parallel, utils
 from train import EXPERIMENTS
 data = utils.subset(utils.load_data(), {images})
 data = data._replace(test_images=data.test_images[:2], test_labels=data.test_labels[:2])
-with distributed.joined() as world:
+with parallel.joined() as world:
     experiment = EXPERIMENTS[{name!r}]
     history = utils.train(experiment.build(), data, replace(experiment.recipe, epochs=3), verbose=False)
     if world.is_main:

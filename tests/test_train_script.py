@@ -1,12 +1,16 @@
 import json
+import re
 from dataclasses import asdict, replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
+from dask.distributed import LocalCluster
 
 import models
 import train
+import training
 import utils
 
 
@@ -104,3 +108,57 @@ def test_values_that_cannot_work_end_in_one_sentence(tmp_path, capsys, arguments
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_sweep_trains_every_experiment_with_every_seed(tmp_path, capsys):
+    settings = ["--set", "epochs=1", "batch_size=256", "precision=fp32"]
+    names = ["--sweep", "seednet", "ladder-1", "--seeds", "3", "4"]
+    assert run(tmp_path, *names, *settings, "--jobs", "2") == 0
+    said = capsys.readouterr().out.splitlines()
+    accuracies = {}
+    for name in ("seednet", "ladder-1"):
+        for seed in (3, 4):
+            home = tmp_path / "runs" / f"{name}-{seed}"
+            assert json.loads((home / "recipe.json").read_text())["seed"] == seed
+            accuracies.setdefault(name, []).append(utils.read_history(home / "history.jsonl")[0]["test_accuracy"])
+    assert said == [
+        f"{name}: {np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} % (n = 2)" for name, values in accuracies.items()
+    ]
+
+
+def test_a_sweep_on_a_dask_cluster_gives_the_same(tmp_path, capsys):
+    arguments = ["--sweep", "seednet", "--seeds", "0", "1", "--set", "epochs=1", "batch_size=256", "precision=fp32"]
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        assert run(tmp_path / "dask", *arguments, "--dask", cluster.scheduler_address) == 0
+    on_dask = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"seednet: \d+\.\d\d ± \d+\.\d\d % \(n = 2\)", on_dask)
+    assert run(tmp_path / "here", *arguments) == 0
+    for seed in (0, 1):
+        here, there = (
+            utils.read_history(tmp_path / where / "runs" / f"seednet-{seed}" / "history.jsonl")[0]
+            for where in ("here", "dask")
+        )
+        assert there["train_loss"] == pytest.approx(here["train_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["seednet", "ladder-1"], "give one NAME, or --sweep"),
+        (["--sweep", "seednet", "--record"], "does not go with --run or --record"),
+    ],
+)
+def test_several_runs_need_a_sweep(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        run(tmp_path, *arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_script_with_130_and_records_nothing(tmp_path, assets, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Training, "_descend", stop)
+    assert run(tmp_path, "seednet", "--set", "epochs=1", "--record") == 130
+    assert "Stopped after 0 whole epochs" in capsys.readouterr().out
+    assert not assets.exists()

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -232,6 +233,18 @@ def test_a_run_of_something_else_is_refused_and_kept(random_data, digits, tmp_pa
     with pytest.raises(ValueError, match="data"):
         quiet(small_net(), random_data._replace(copy="another"), TINY, run="mine", root=tmp_path)
     assert (tmp_path / "mine" / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_training_gives_the_same(random_data):
+    """The mode that makes CUDA graphs on a GPU; on a CPU it compiles all the same."""
+    recipe = replace(TINY, epochs=2)
+    plain, compiled = (nn.Sequential(nn.Flatten(), nn.Linear(3072, 4), nn.ReLU(), nn.Linear(4, 2)) for _ in range(2))
+    compiled.load_state_dict(plain.state_dict())
+    expected = quiet(plain, random_data, recipe)
+    history = quiet(compiled, random_data, recipe, compile_mode="reduce-overhead")
+    torch.testing.assert_close(weights(compiled), weights(plain), rtol=1e-4, atol=1e-5)
+    assert history[-1]["train_loss"] == pytest.approx(expected[-1]["train_loss"], rel=1e-4)
 
 
 def test_a_diverging_loss_is_told(random_data):

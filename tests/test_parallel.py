@@ -12,7 +12,7 @@ from torch import nn
 
 import utils
 from batches import IGNORED
-from distributed import World
+from parallel import World
 from recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -23,10 +23,10 @@ sys.path.insert(0, {root!r})
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-import distributed, utils
-from test_distributed import NETWORKS, RECIPE
+import parallel, utils
+from test_parallel import NETWORKS, RECIPE
 name, folder, run = sys.argv[1:]
-with distributed.joined() as world:
+with parallel.joined() as world:
     torch.manual_seed(0)
     model = NETWORKS[name]()
     data = utils.subset(utils.load_data("digits"), 501)
@@ -112,14 +112,14 @@ def test_a_lost_process_leaves_a_run_that_another_number_of_processes_goes_on_wi
     lost = tmp_path / "lost.py"
     lost.write_text(
         SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests")).replace(
-            "with distributed",
+            "with parallel",
             "import os, training\n"
             "epoch = training._Training.epoch\n"
             "def lose(self, number):\n"
             "    if number == 1 and self.world.rank == 1: os._exit(9)\n"
             "    return epoch(self, number)\n"
             "training._Training.epoch = lose\n"
-            "with distributed",
+            "with parallel",
         )
     )
     result = torchrun(2, lost, "plain", tmp_path, "run")

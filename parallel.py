@@ -52,7 +52,7 @@ def joined() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
+def data_parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     """The model whose gradients are averaged over all processes; alone, the model itself.
 
     On GPUs its BatchNorms see the batch of all processes. SyncBatchNorm has no CPU version: there each process
