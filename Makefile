@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: notebook test clean
+.PHONY: notebook test oldest warnings clean
 
 notebook: .venv/installed
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=-1 S9.ipynb
@@ -10,8 +10,19 @@ notebook: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 	S9_PROFILE=smoke $(BIN)/python -m pytest -x --nbval-lax --nbval-current-env S9.ipynb
+
+# The tests with the oldest versions that requirements.txt allows, in an environment of their own.
+oldest:
+	$(PYTHON) -m venv .venv-oldest
+	sed 's/>=/==/' requirements.txt > .venv-oldest/requirements.txt
+	.venv-oldest/bin/python -m pip install -r .venv-oldest/requirements.txt
+	OMP_WAIT_POLICY=PASSIVE .venv-oldest/bin/python -m pytest
+
+# The tests with every warning as an error, torch's, numpy's, matplotlib's and scikit-learn's among them.
+warnings: .venv/installed
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -W error
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -19,4 +30,4 @@ test: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-oldest runs
