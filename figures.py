@@ -237,6 +237,48 @@ def plot_ladder(rungs: dict[str, list[dict]], caption: str) -> plt.Figure:
     return figure
 
 
+def plot_search(rows: list[dict], caption: str, chosen: str) -> plt.Figure:
+    """What a search tried: accuracy on held-out images against seconds an epoch, dots as large as the parameters.
+
+    Args:
+        rows: with `candidate`, `held_out_accuracy`, `seconds_an_epoch` and `parameters`, as in assets/search.csv.
+        chosen: the candidate that was taken, which is drawn in another colour.
+    """
+    best = max(rows, key=lambda row: row["held_out_accuracy"])
+    title = (
+        f"{len(rows)} trials; the best, {best['candidate']}, gets {best['held_out_accuracy']:.1f} % of held-out images"
+    )
+    figure, axes = _figure(1, 1, 11, 6.5, title, caption)
+    axis = axes[0, 0]
+    for row in rows:
+        colour = TRAIN_COLOUR if row["candidate"] == chosen else TEST_COLOUR
+        place = row["seconds_an_epoch"], row["held_out_accuracy"]
+        axis.scatter(*place, s=row["parameters"] / 1000, color=colour, alpha=0.7)
+        axis.annotate(row["candidate"], place, xytext=(7, 4), textcoords="offset points", fontsize=9)
+    axis.set(xlabel="seconds an epoch", ylabel="percent of held-out images right")
+    axis.margins(x=0.15)
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def plot_attention(
+    images: torch.Tensor, maps: np.ndarray, titles: list[str], caption: str, title: str = "Where the network looks"
+) -> plt.Figure:
+    """Images above, and below the same under what a class activation map found to count.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        maps: (N, H, W), 0 where nothing depends on a pixel, 1 where most does.
+        titles: one an image.
+    """
+    figure, axes = _figure(2, len(images), 1.9 * len(images), 5.2, title, caption)
+    for column, (image, heat, text) in enumerate(zip(images, maps, titles, strict=True)):
+        _show_image(axes[0, column], image, text)
+        _show_image(axes[1, column], image)
+        axes[1, column].imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1)
+    return figure
+
+
 # ------------------------------------------------------------------------------------------------ architecture picture
 
 OPERATION_COLOURS = {  # by ONNX operator; others are white

@@ -8,6 +8,7 @@ from figures import (
     draw_onnx,
     export_onnx,
     plot_accuracies,
+    plot_attention,
     plot_augmentations,
     plot_confusion_matrix,
     plot_ladder,
@@ -17,6 +18,7 @@ from figures import (
     plot_performance,
     plot_receptive_field,
     plot_samples,
+    plot_search,
     plot_templates,
 )
 from randomness import epoch_seed

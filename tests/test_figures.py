@@ -88,6 +88,30 @@ def test_ladder_draws_bars_gains_and_curves(history):
     assert drawn == [[record["test_accuracy"] for record in records] for records in (history, worse)]
 
 
+def test_search_draws_each_trial_where_it_belongs():
+    rows = [
+        {"candidate": "small", "held_out_accuracy": 80.0, "seconds_an_epoch": 50.0, "parameters": 100_000},
+        {"candidate": "large", "held_out_accuracy": 84.3, "seconds_an_epoch": 90.0, "parameters": 190_000},
+    ]
+    figure = utils.plot_search(rows, CAPTION, chosen="large")
+    check(figure, "2 trials; the best, large, gets 84.3 % right")
+    dots = figure.axes[0].collections
+    assert [dot.get_offsets().tolist() for dot in dots] == [[[50.0, 80.0]], [[90.0, 84.3]]]
+    assert dots[0].get_sizes() < dots[1].get_sizes()
+    assert dots[0].get_facecolor().tolist() != dots[1].get_facecolor().tolist()
+    assert [text.get_text() for text in figure.axes[0].texts] == ["small", "large"]
+
+
+def test_attention_lies_over_the_images(digits):
+    maps = np.linspace(0, 1, 3 * 32 * 32).reshape(3, 32, 32)
+    figure = utils.plot_attention(digits.test_images[:3], maps, ["a", "b", "c"], CAPTION)
+    check(figure, "Where the network looks")
+    upper, lower = figure.axes[:3], figure.axes[3:]
+    assert [axis.get_title() for axis in upper] == ["a", "b", "c"]
+    for axis, heat in zip(lower, maps, strict=True):
+        np.testing.assert_array_equal(axis.get_images()[1].get_array(), heat)
+
+
 def test_accuracies_draw_both_runs(history):
     check(utils.plot_accuracies(history, CAPTION), "35.0 %", "30.0 %")
     reference = [
