@@ -227,6 +227,7 @@ def plot_ladder(rungs: dict[str, list[dict]], caption: str) -> plt.Figure:
         bars.text(accuracy + 1, place, text, va="center", fontsize=12)
     bars.set_yticks(range(len(rungs)), labels)
     bars.set(xlim=(0, 1.4 * max(last)), xlabel="percent of test images right, last epoch (gain over the bar above)")
+    bars.set_xticks(range(0, 101, 20))
     bars.invert_yaxis()
     for history, colour, label in zip(rungs.values(), colours, labels, strict=True):
         epochs = [record["epoch"] for record in history]
