@@ -60,24 +60,26 @@ class Block(nn.Module):
 
     Args:
         expansion: how many times as many channels there are between two pointwise convolutions; 0 for a single one.
-        gate: channels that a gate squeezes to; 0 for none.
+        glu: between the two pointwise convolutions one half of the channels scales the other, in place of a ReLU.
+        gate: channels that a gate on the branch squeezes to; 0 for none.
         relu_after: a ReLU behind the sum.
-        norm_first: BatchNorm between the depthwise and the pointwise convolution.
     """
 
-    def __init__(self, channels, dilation=1, expansion=0, gate=0, relu_after=True, norm_first=True, act=nn.ReLU):
+    def __init__(self, channels, dilation=1, expansion=0.0, glu=False, gate=0, relu_after=True, act=nn.ReLU):
         super().__init__()
-        inner = max(1, expansion) * channels
+        inner = int(expansion * channels) if expansion else channels
         looks = (
             DepthwiseDilatedConv2d(channels, dilation)
             if dilation > 1
             else nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         )
-        layers = [looks, *([nn.BatchNorm2d(channels)] if norm_first or expansion else [])]
+        layers = [looks, nn.BatchNorm2d(channels)]
         if expansion:
-            layers += [nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner)]
-        layers += [act(), *([Gate(inner, gate)] if gate else [])]
+            wide = 2 * inner if glu else inner
+            layers += [nn.Conv2d(channels, wide, 1, bias=False), nn.BatchNorm2d(wide)]
+        layers += [nn.GLU(dim=1) if glu else act()]
         layers += [nn.Conv2d(inner, channels, 1, bias=False), nn.BatchNorm2d(channels)]
+        layers += [Gate(channels, gate)] if gate else []
         self.body = nn.Sequential(*layers)
         self.after = act() if relu_after else nn.Identity()
 
@@ -135,24 +137,46 @@ class Prototype(nn.Module):
 
 
 LINEAR = {"relu_after": False}
-WIDE = {"expansion": 2, "relu_after": False}
+WIDE = LINEAR | {"expansion": 2}
+
+
+def expanding(**options) -> Stages:
+    """The stages of `expand-2` with other options of their blocks."""
+    wide = WIDE | options
+    return Stages((1, 32, 1, {"relu_after": wide["relu_after"]}), (8, 64, 2, wide), (1, 96, 2, wide))
+
+
+def longer() -> Stages:
+    """The stages of `longer-16`."""
+    return Stages((1, 32, 1, {}), (12, 96, 2, {}), (2, 128, 2, {}))
+
+
+MUON = replace(RECIPE, optimizer="muon")
 CANDIDATES = {
     "prototype": Candidate("two blocks at 32x32, four at 16x16, four at 8x8", "", Prototype),
-    "longer-16": Candidate(
-        "twelve blocks at 16x16 and two at 8x8, every second at 16x16 dilated", "prototype",
-        lambda: Stages((1, 32, 1, {}), (12, 96, 2, {}), (2, 128, 2, {})),
+    "longer-16": Candidate("twelve blocks at 16x16 and two at 8x8, every second at 16x16 dilated", "prototype", longer),
+    "expand-2": Candidate("blocks of two pointwise convolutions, twice as wide between", "longer-16", expanding),
+    "expand-2-muon": Candidate("Muon", "expand-2", expanding, MUON),
+    "muon-gate": Candidate(
+        "squeeze-and-excitation to 4", "expand-2-muon", lambda: expanding(gate=4), MUON
     ),
-    "expand-2": Candidate(
-        "blocks of two pointwise convolutions, twice as wide between", "longer-16",
-        lambda: Stages((1, 32, 1, LINEAR), (8, 64, 2, WIDE), (1, 96, 2, WIDE)),
+    "muon-glu": Candidate(
+        "half of the channels between gate the other half", "expand-2-muon",
+        lambda: expanding(expansion=1.25, glu=True), MUON,
     ),
-    "expand-2-muon": Candidate(
-        "Muon", "expand-2",
-        lambda: Stages((1, 32, 1, LINEAR), (8, 64, 2, WIDE), (1, 96, 2, WIDE)), replace(RECIPE, optimizer="muon"),
+    "muon-relu": Candidate("a ReLU behind each sum", "expand-2-muon", lambda: expanding(relu_after=True), MUON),
+    "muon-rate-0.1": Candidate("kernels turn twice as far", "expand-2-muon", expanding, replace(MUON, kernel_rate=0.1)),
+    "muon-rate-0.025": Candidate(
+        "kernels turn half as far", "expand-2-muon", expanding, replace(MUON, kernel_rate=0.025)
     ),
-    "longer-16-muon": Candidate(
-        "Muon", "longer-16",
-        lambda: Stages((1, 32, 1, {}), (12, 96, 2, {}), (2, 128, 2, {})), replace(RECIPE, optimizer="muon"),
+    "muon-128": Candidate("batches of 128", "expand-2-muon", expanding, replace(MUON, batch_size=128)),
+    "muon-crop-2": Candidate("shifts of 2 pixels at most", "expand-2-muon", expanding, replace(MUON, crop=2)),
+    "muon-32": Candidate(
+        "two blocks of 40 channels at 32x32, seven at 16x16", "expand-2-muon",
+        lambda: Stages((2, 40, 1, LINEAR), (7, 64, 2, WIDE), (1, 96, 2, WIDE)), MUON,
+    ),
+    "muon-16": Candidate(
+        "all at 16x16 from there", "expand-2-muon", lambda: Stages((1, 32, 1, LINEAR), (10, 64, 2, WIDE)), MUON
     ),
 }  # fmt: skip
 

@@ -1,0 +1,46 @@
+import csv
+
+import pytest
+import torch
+
+import search
+from review import check_brief
+
+
+@pytest.mark.parametrize("name", search.CANDIDATES)
+def test_candidates_keep_the_brief(name):
+    candidate = search.CANDIDATES[name]
+    assert candidate.base in ("", *search.CANDIDATES)
+    brief = check_brief(candidate.build(), 85.0)
+    assert brief.passed, brief
+
+
+def test_multiply_adds_are_those_counted_by_hand():
+    block = torch.nn.Sequential(search.Block(8, expansion=2), torch.nn.Flatten(), torch.nn.Linear(8 * 32 * 32, 5))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), *block)
+    pixels = 32 * 32
+    by_hand = pixels * (3 * 8 * 9 + 8 * 9 + 8 * 16 + 16 * 8) + 8 * pixels * 5
+    assert search.multiply_adds(model) == by_hand
+
+
+def test_a_trial_is_a_row_and_replaces_its_earlier_one(tmp_path, monkeypatch, digits):
+    monkeypatch.setattr(search, "ASSETS", tmp_path)
+    monkeypatch.setattr(search, "HELD_OUT", 37)
+    monkeypatch.setattr(search, "load_data", lambda: digits)
+    tiny = search.Candidate("tiny", "prototype", lambda: search.Stages((1, 8, 1, {}), (1, 8, 4, {})))
+    monkeypatch.setitem(search.CANDIDATES, "tiny", tiny)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert search.main(["tiny", "--epochs", "2"]) == 0
+    assert search.main(["tiny", "--epochs", "2", "--seed", "1"]) == 0
+    rows = list(csv.DictReader((tmp_path / "search.csv").open(newline="")))
+    assert [(row["candidate"], row["seed"]) for row in rows] == [("tiny", "0"), ("tiny", "1")]
+    history = (tmp_path / "runs" / "search-tiny-0-2" / "history.jsonl").read_text()
+    assert f'"test_accuracy": {rows[0]["held_out_accuracy"]}' in history
+    assert "37 training images held out" in rows[0]["data"]
+
+
+def test_a_refusal_is_one_sentence(monkeypatch, digits, capsys):
+    monkeypatch.setattr(search, "load_data", lambda: digits)
+    assert search.main(["prototype"]) == 1
+    assert "5000 of 1437 training images cannot be held out" in capsys.readouterr().err
