@@ -20,13 +20,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.utils import download_url
 
 from files import locked, write_whole
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of its training images, in 0..1
 CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
 CIFAR10_FOLDER = "cifar-10-batches-py"
 CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -331,6 +332,20 @@ def _read_image(path: str) -> tuple[np.ndarray, list[str]]:
         notes.append(f"were resized to {IMAGE_SIZE}x{IMAGE_SIZE}")
         pixels = pixels.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
     return np.asarray(pixels), notes
+
+
+def read_picture(picture: str | Path | Image.Image) -> torch.Tensor:
+    """The square in the middle of a picture, as (3, 32, 32) uint8.
+
+    Raises:
+        DataError: the file is no picture.
+    """
+    try:
+        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        square = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{picture} cannot be read as a picture ({_in_a_line(error)}).") from error
+    return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
 
 
 def _download_cifar10(root: Path) -> Path:

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
 from batches import IGNORED, Batches, channel_statistics
 from checkpoints import Run, restore
-from dataset import Data, check_data
+from dataset import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, Data, check_data, read_picture
 from optimizers import Muon, mixes_channels
 from parallel import World, average_statistics, by_main, current_world, data_parallel, total
 from randomness import epoch_seed, kept_random_states, seed_all
@@ -360,6 +361,23 @@ def predict(
     logits, _ = _logits(model, _test_batches(data, device, World()), resolve_precision(precision, device))
     probabilities = logits.softmax(1).numpy()
     return probabilities.argmax(1), probabilities
+
+
+def classify(model: nn.Module, picture: str | Path | Image.Image, classes: tuple[str, ...] = CIFAR10_CLASSES) -> dict:
+    """Classify a picture of any size: the square in its middle, as 32x32 pixels, normalised as CIFAR-10 is.
+
+    Returns:
+        From class to probability, the likeliest first.
+
+    Raises:
+        DataError: the file is no picture.
+    """
+    images = read_picture(picture)[None].float() / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CIFAR10_MEAN, CIFAR10_STD))
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        (probabilities,) = model.eval()(((images - mean) / std).to(device)).softmax(1).tolist()
+    return dict(sorted(zip(classes, probabilities, strict=True), key=lambda pair: -pair[1]))
 
 
 def read_history(path: str | Path) -> list[dict]:

@@ -23,4 +23,4 @@ from figures import (
 )
 from randomness import epoch_seed
 from recipe import SEED_RECIPE, Recipe, default_device, resolve_precision
-from training import count_parameters, history_log, predict, read_history, train
+from training import classify, count_parameters, history_log, predict, read_history, train

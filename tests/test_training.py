@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
@@ -279,6 +280,35 @@ def test_history_log_holds_what_training_printed(random_data, capsys):
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("Epoch ", "Test set"))]
     log = utils.history_log(history, 20).splitlines()
     assert [line for line in log if line.startswith(("Epoch ", "Test set"))] == printed
+
+
+class Brightness(nn.Module):
+    """Scores a picture by the normalised brightness of its three channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.scale * x.mean((2, 3))
+
+
+def test_classify_takes_the_middle_of_a_picture_and_normalises_it(tmp_path):
+    picture = Image.new("RGB", (300, 100), "black")
+    picture.paste((255, 51, 0), (100, 0, 200, 100))  # the square in the middle
+    picture.save(tmp_path / "wide.png")
+    pixels = (torch.tensor([1.0, 0.2, 0.0]) - torch.tensor([0.4914, 0.4822, 0.4465])) / torch.tensor(
+        [0.2470, 0.2435, 0.2616]
+    )
+    expected = pixels.softmax(0).tolist()
+    for source in (picture, tmp_path / "wide.png", str(tmp_path / "wide.png")):
+        answer = utils.classify(Brightness(), source, ("red", "green", "blue"))
+        assert list(answer) == ["red", "green", "blue"]
+        assert list(answer.values()) == pytest.approx(expected, rel=1e-4)
+    (tmp_path / "text.png").write_text("no picture")
+    for source in (tmp_path / "text.png", tmp_path / "nowhere.png"):
+        with pytest.raises(utils.DataError, match=f"{source.name} cannot be read as a picture"):
+            utils.classify(Brightness(), source, ("red", "green", "blue"))
 
 
 def test_parameters_are_counted_if_they_are_trained():
