@@ -63,9 +63,7 @@ def check_picture(answer: dict[str, float], truth: str) -> str:
     best = max(answer, key=answer.get)
     if best == truth:
         return f"Well done: it is taken for the {truth} that it is, with {100 * answer[best]:.0f} %."
-    return (
-        f"Not yet: the {truth} is taken for a {best} ({100 * answer[best]:.0f} %); try another picture, or a part."
-    )
+    return f"Not yet: the {truth} is taken for a {best} ({100 * answer[best]:.0f} %); try another picture, or a part."
 
 
 def check_small(model: nn.Module) -> str:

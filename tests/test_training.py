@@ -295,7 +295,7 @@ class Brightness(nn.Module):
 
 def test_classify_takes_the_middle_of_a_picture_and_normalises_it(tmp_path):
     picture = Image.new("RGB", (300, 100), "black")
-    picture.paste((255, 51, 0), (100, 0, 200, 100))  # the square in the middle
+    picture.paste((255, 51, 0), (90, 0, 210, 100))  # the square in the middle, and some pixels around it
     picture.save(tmp_path / "wide.png")
     pixels = (torch.tensor([1.0, 0.2, 0.0]) - torch.tensor([0.4914, 0.4822, 0.4465])) / torch.tensor(
         [0.2470, 0.2435, 0.2616]
