@@ -67,7 +67,7 @@ class Run:
                 write_whole(self.folder / f"{name}.json", lambda path, text=text: path.write_text(text))
             return None
         kept = checkpoint["identity"]
-        kept["recipe"] = asdict(Recipe(**kept["recipe"]))  # fields that came later have their defaults
+        kept["recipe"] = asdict(Recipe()) | kept["recipe"]  # fields that came later have their defaults
         for name, value in self.identity.items():
             if kept.get(name, value) != value:
                 raise RunError(
@@ -148,8 +148,8 @@ def restore(checkpoint: dict, state: dict) -> list[dict]:
 def _difference(kept, asked) -> str:
     """What differs between two recipes (by field) or two texts, in a few words."""
     if isinstance(kept, dict):
-        fields = [field for field in asked if kept.get(field) != asked[field]]
-        return ", ".join(f"{field}: {kept.get(field)!r} there, {asked[field]!r} asked for" for field in fields)
+        fields = [field for field in kept | asked if kept.get(field) != asked.get(field)]
+        return ", ".join(f"{field}: {kept.get(field)!r} there, {asked.get(field)!r} asked for" for field in fields)
     for there, here in zip(kept.splitlines(), asked.splitlines(), strict=False):
         if there != here:
             return f"{there.strip()!r} there, {here.strip()!r} asked for"

@@ -12,6 +12,7 @@ import torch
 from survival import PROCESSES, Drawing, content, run, same, start
 from torch import nn
 
+import dataset
 import training
 import utils
 from checkpoints import RunError
@@ -71,6 +72,17 @@ def test_a_damaged_checkpoint_is_named(tmp_path, digits, capsys):
     said = capsys.readouterr().out
     assert "checkpoint.pt is damaged (File is not a zip file) and was set aside as damaged-1.pt" in said
     assert "damaged-2.pt" in said
+
+
+def test_a_run_of_a_later_version_is_refused_by_field(tmp_path, digits):
+    recipe = replace(survival.RECIPE, epochs=1)
+    quiet(Drawing(), digits, recipe, tmp_path)
+    path = tmp_path / "run" / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["identity"]["recipe"]["mixup"] = 0.2
+    torch.save(checkpoint, path)
+    with pytest.raises(RunError, match=r"another recipe \(mixup: 0\.2 there, None asked for\)"):
+        quiet(Drawing(), digits, recipe, tmp_path)
 
 
 def stop_in(epoch: int, monkeypatch, error: BaseException):
@@ -201,18 +213,34 @@ def test_a_second_process_on_the_same_run_says_so_and_stops(tmp_path, digits):
 
 def _load(source: str, root: str, after_bytes: int) -> None:
     """Read a data set, and be killed while its cache is written."""
-    import dataset
-
     whole = torch.save
 
     def half(value, path):
         whole(value, path)
-        survival._flipped(b"ab", 0)
         path.write_bytes(path.read_bytes()[:after_bytes])
         survival._die()
 
     dataset.torch.save = half
     utils.load_data(source, root)
+
+
+def _download(urls: tuple, md5: str, root: str) -> None:
+    dataset.CIFAR10_MIRRORS, dataset.CIFAR10_MD5 = urls, md5
+    utils.load_data(root=root)
+
+
+def test_killed_while_downloading(mirror, tmp_path, random_data, monkeypatch):
+    monkeypatch.delenv("S9_DATA_DIR", raising=False)
+    root = tmp_path / "root"
+    process = start(_download, mirror("slow"), dataset.CIFAR10_MD5, str(root))
+    while not list(root.glob("*.tmp/*")):  # until some of it is on the disk
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert {path.suffix for path in root.iterdir()} == {".tmp", ""}
+    monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror("good"))
+    assert torch.equal(utils.load_data(root=root).train_images, random_data.train_images)
+    assert sorted(path.name for path in root.iterdir()) == ["cache", "cifar-10-python.tar.gz", "lock"]
 
 
 def test_killed_while_the_data_are_cached(image_folders, tmp_path, random_data):
