@@ -1,13 +1,12 @@
 """Executes the notebook under nbval again and again, in the smoke profile, while something else loads all cores.
 
-`python tests/nbval_repeats.py [TIMES]` does so in a copy whose path has spaces and other letters, without any data, and
+`python tests/nbval_repeats.py [TIMES]` does so in a clone whose path has spaces and other letters, without any data, and
 writes assets/nbval.json.
 """
 
 import json
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,8 +31,7 @@ def attempts(times: int, loaded: bool) -> dict:
         load.start()
     passed, seconds = 0, []
     with tempfile.TemporaryDirectory(prefix="S9 für Ærø ") as folder:
-        ignored = shutil.ignore_patterns(".*", "data", "runs", "__pycache__")
-        shutil.copytree(ROOT, folder, ignore=ignored, dirs_exist_ok=True)
+        subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
         environment = {name: value for name, value in os.environ.items() if name != "S9_DATA_DIR"}
         for attempt in range(times):
             started = time.perf_counter()
