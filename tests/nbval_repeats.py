@@ -1,7 +1,7 @@
 """Executes the notebook under nbval again and again, in the smoke profile, while something else loads all cores.
 
-`python tests/nbval_repeats.py [TIMES]` does so in a clone whose path has spaces and other letters, without any data, and
-writes assets/nbval.json.
+`python tests/nbval_repeats.py [TIMES]` does so in a clone whose path has spaces and other letters, without any data,
+and writes assets/nbval.json.
 """
 
 import json
