@@ -20,10 +20,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from checkpoints import environment
+from dataset import DataError, hold_out, load_data
 from files import write_whole
 from models import DepthwiseDilatedConv2d, StrideDilatedConv2d
+from recipe import Recipe, default_device
 from train import ASSETS
-from utils import DataError, Recipe, count_parameters, default_device, environment, hold_out, load_data, train
+from training import count_parameters, train
 
 HELD_OUT = 5000
 EPOCHS = 5

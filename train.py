@@ -15,19 +15,11 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 
 import models
+from dataset import DataError, hold_out, load_data
 from files import write_whole
 from parallel import joined
-from utils import (
-    SEED_RECIPE,
-    DataError,
-    Recipe,
-    count_parameters,
-    default_device,
-    hold_out,
-    load_data,
-    resolve_precision,
-    train,
-)
+from recipe import SEED_RECIPE, Recipe, default_device, resolve_precision
+from training import count_parameters, train
 
 ASSETS = Path(__file__).parent / "assets"
 

@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -199,6 +200,7 @@ class _Training:
         )
 
     def _test(self) -> dict:
+        self.model.eval()
         logits, labels = _logits(self.model, self.test_batches, self.dtype)
         sums = torch.tensor([F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()])
         loss_sum, correct = total(sums.double().to(self.device), self.world).tolist()
@@ -339,9 +341,8 @@ def _test_batches(data: Data, device: torch.device, world: World) -> Batches:
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, batches: Batches, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (N, classes) float32 and labels (N,), on the CPU, in eval mode."""
-    model.eval()
+def _logits(model: Callable, batches: Batches, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, classes) float32 and labels (N,), on the CPU."""
     with _autocast(batches.device, dtype):
         pairs = [(model(images).float(), labels) for images, labels in batches]
     logits, labels = (torch.cat(part).cpu() for part in zip(*pairs, strict=True))
@@ -349,16 +350,24 @@ def _logits(model: nn.Module, batches: Batches, dtype: torch.dtype) -> tuple[tor
 
 
 def predict(
-    model: nn.Module, data: Data, device: torch.device | str | None = None, precision: str = "auto"
+    model: nn.Module,
+    data: Data,
+    device: torch.device | str | None = None,
+    precision: str = "auto",
+    flip: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Classify the test images of `data`, in eval mode.
+    """Classify the test images of `data`, in eval mode; with `flip` by the mean logits of each and its mirror image.
 
     Returns:
         Predicted classes, (M,) int64, and probabilities, (M, classes) float32.
     """
     device = torch.device(device) if device else default_device()
-    model.to(device, memory_format=torch.channels_last)
-    logits, _ = _logits(model, _test_batches(data, device, World()), resolve_precision(precision, device))
+    model.eval().to(device, memory_format=torch.channels_last)
+    batches, dtype = _test_batches(data, device, World()), resolve_precision(precision, device)
+    logits, _ = _logits(model, batches, dtype)
+    if flip:
+        mirrored, _ = _logits(lambda images: model(images.flip(3)), batches, dtype)
+        logits = (logits + mirrored) / 2
     probabilities = logits.softmax(1).numpy()
     return probabilities.argmax(1), probabilities
 

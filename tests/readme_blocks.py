@@ -57,12 +57,22 @@ def fields_table() -> str:
 
 
 def reviewers_table() -> str:
-    found = json.loads((ROOT / "assets" / "reviewers.json").read_text())
+    found = _asset("reviewers")
     lines = [f"| fault | review.py | torchtest2 {found['torchtest2']} |", "| --- | --- | --- |"]
     for row in found["faults"]:
         names = [", ".join(row[reviewer]) or "nothing" for reviewer in ("review.py", "torchtest2")]
         lines.append(f"| {row['fault']} | {names[0]} | {names[1]} |")
     return "\n".join(lines)
+
+
+def survival_table() -> str:
+    rows = [row for name in ("survival", "nbval") for row in _asset(name)["rows"]]
+    lines = ["| what was tried | times | lost |", "| --- | --- | --- |"]
+    return "\n".join(lines + [f"| {row['tried']} | {row['times']} | {row['lost'] or 'nothing'} |" for row in rows])
+
+
+def _asset(name: str):
+    return json.loads((ROOT / "assets" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def history(run: str) -> list[dict]:
@@ -80,6 +90,7 @@ BLOCKS = {
     "ladder": ladder_table,
     "reviewers": reviewers_table,
     "results": results_table,
+    "survival": survival_table,
 }
 
 

@@ -41,11 +41,6 @@ def test_every_percentage_in_the_readme_was_measured():
         assert any(f"{value:.{digits}f}" == number for value in measured), f"{number} % is in no record"
 
 
-def test_the_gain_of_the_relu_is_the_difference_of_two_runs():
-    before, after = (history(run)[-1]["test_accuracy"] for run in ("seednet", "ladder-1"))
-    assert f"That alone is worth {after - before:.1f} points." in README
-
-
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README):
         assert (ROOT / target).exists(), target
@@ -61,6 +56,7 @@ def test_python_blocks_of_the_readme_run(tmp_path, image_folders, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 4
     data = utils.load_data(image_folders, tmp_path / "data")
+    data = data._replace(train_images=data.train_images.repeat(13, 1, 1, 1), train_labels=data.train_labels.repeat(13))
     load_data = utils.load_data
     monkeypatch.chdir(tmp_path)
     (tmp_path / "path" / "to").mkdir(parents=True)

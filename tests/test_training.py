@@ -148,6 +148,18 @@ def test_history_agrees_with_scikit_learn(digits):
     assert not model.training
 
 
+def test_predictions_averaged_with_the_mirror_image(digits):
+    model = small_net(10).eval()
+    mirrored = digits._replace(test_images=digits.test_images.flip(3))
+    (_, plain), (_, other), (_, both) = (
+        utils.predict(model, data, device="cpu", precision="fp32", flip=flip)
+        for data, flip in ((digits, False), (mirrored, False), (digits, True))
+    )
+    expected = np.sqrt(plain * other)  # the mean of logits is the geometric mean of probabilities, up to a factor
+    np.testing.assert_allclose(both, expected / expected.sum(1, keepdims=True), rtol=1e-4)
+    assert np.abs(both - plain).max() > 1e-3
+
+
 def test_training_loss_and_accuracy_are_of_the_epoch(random_data):
     recipe = replace(TINY, epochs=1, learning_rate=1e-12)  # as good as no learning: the model stays as it is
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
