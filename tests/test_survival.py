@@ -1,5 +1,6 @@
 """Runs that are killed, damaged, stopped, short of space or memory, or started twice."""
 
+import os
 import resource
 import signal
 import time
@@ -120,10 +121,8 @@ def test_the_stop_button_without_a_kept_run(digits, monkeypatch):
 
 def test_control_c_in_a_terminal_leaves_a_whole_checkpoint(tmp_path, expected):
     process = start(survival.train, str(tmp_path))
-    while not (tmp_path / "run" / "history.jsonl").exists():
+    while process.is_alive() and not (tmp_path / "run" / "history.jsonl").exists():
         time.sleep(0.01)
-    import os
-
     os.kill(process.pid, signal.SIGINT)
     process.join()
     assert process.exitcode == 0
@@ -225,6 +224,7 @@ def _load(source: str, root: str, after_bytes: int) -> None:
 
 
 def _download(urls: tuple, md5: str, root: str) -> None:
+    os.environ.pop("S9_DATA_DIR", None)
     dataset.CIFAR10_MIRRORS, dataset.CIFAR10_MD5 = urls, md5
     utils.load_data(root=root)
 
@@ -233,7 +233,7 @@ def test_killed_while_downloading(mirror, tmp_path, random_data, monkeypatch):
     monkeypatch.delenv("S9_DATA_DIR", raising=False)
     root = tmp_path / "root"
     process = start(_download, mirror("slow"), dataset.CIFAR10_MD5, str(root))
-    while not list(root.glob("*.tmp/*")):  # until some of it is on the disk
+    while process.is_alive() and not list(root.glob("*.tmp/*")):  # until some of it is on the disk
         time.sleep(0.01)
     process.kill()
     process.join()
