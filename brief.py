@@ -13,6 +13,16 @@ LEAST_FIELD = 44  # pixels, to be seen more than
 LEAST_ACCURACY = 85.0  # percent
 
 
+def html_table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table for a notebook, of cells of plain text."""
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    body = "".join(
+        "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
 class Rule(NamedTuple):
     """A row of the brief: what it asks, what was found, the bound and whether it is kept."""
 
@@ -40,11 +50,7 @@ class Brief(list):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{title}</th>" for title in ("rule", "found", "bound", ""))
-        cells = (
-            "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) for row in self._rows()
-        )
-        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+        return html_table(("rule", "found", "bound", ""), self._rows())
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
         return [(rule.rule, rule.found, rule.bound, "pass" if rule.passed else "FAIL") for rule in self]
@@ -65,14 +71,12 @@ def check_brief(model: nn.Module, test_accuracy: float, input_size: tuple[int, i
         raise ValueError(f"check_brief: test_accuracy={test_accuracy!r} is not a percentage, from 0 to 100.")
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     recorded = trace(model, torch.zeros(1, *input_size, device=device))
-    live = recorded.live()
-    used = [operation for operation in recorded.operations if any(value in live for value in operation.outputs)]
     averages = _last_averages(recorded)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     field = _field_of_maps(model, input_size, averages)
-    maxima = [layer_name(model, operation) for operation in used if _takes_maximum(operation)]
-    separable = [layer_name(model, operation) for operation in used if _is_separable(operation, recorded)]
-    dilated = [layer_name(model, operation) for operation in used if _is_dilated(operation)]
+    maxima = [layer_name(model, operation) for operation in recorded.used if _takes_maximum(operation)]
+    separable = [layer_name(model, operation) for operation in recorded.used if _is_separable(operation, recorded)]
+    dilated = [layer_name(model, operation) for operation in recorded.used if _is_dilated(operation)]
     sizes = ["×".join(map(str, operation.images[0].tensor.shape[2:])) for operation in averages]
     return Brief(
         [
@@ -120,7 +124,7 @@ def _is_separable(operation: Operation, recorded: Trace) -> bool:
     channels, groups = operation.args[0].shape[1], operation.args[8]
     if groups != channels or channels == 1:
         return False
-    consumers, waiting, seen = recorded.consumers(), list(operation.outputs), set()
+    consumers, waiting, seen = recorded.consumers, list(operation.outputs), set()
     while waiting:
         value = waiting.pop()
         for follower in consumers.get(value, []):

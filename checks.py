@@ -155,7 +155,7 @@ def check_discarded(subject: Subject):
     called_in_training = {path for path, _ in trained.calls}
     found: dict[str, list[bool]] = {}
     for recorded, paths in ((trained, None), (evaluated, called_in_training)):
-        live = recorded.live()
+        live = recorded.live
         for path, values in recorded.calls:
             if values and (paths is None or path not in paths):
                 found.setdefault(path, []).append(any(value in live for value in values))
@@ -174,7 +174,7 @@ def check_unused(subject: Subject):
     """Modules that no forward pass calls, and whose weights it does not use in another way."""
     used = {path for recorded in subject.traces for path, _ in recorded.calls}
     for recorded in subject.traces:
-        live = recorded.live()
+        live = recorded.live
         used |= {value.name.rpartition(".")[0] for value in live if value.name}
     reported: list[str] = []
     for path, module in subject.model.named_modules():
@@ -192,7 +192,7 @@ def check_affine(subject: Subject):
     """Whether the logits of a + b - c are those of a, plus those of b, minus those of c."""
     excess = _superposition_excess(subject.settled, subject.images)
     evaluated, _ = subject.traces
-    live = evaluated.live()
+    live = evaluated.live
     structure = all(
         operation.is_affine or operation.name in ("_log_softmax", "_softmax")
         for operation in evaluated.operations
@@ -261,7 +261,7 @@ def affine_equivalent(model: nn.Module, input_size: tuple[int, int, int]) -> tup
 def check_linear_pairs(subject: Subject):
     """Two layers in a row with nothing non-linear between them."""
     recorded, _ = subject.traces
-    consumers = recorded.consumers()
+    consumers = recorded.consumers
     for first in recorded.operations:
         if first.is_layer and first.outputs:
             second = _next_layer(first, consumers)
@@ -309,7 +309,7 @@ def _layer_shape(operation: Operation) -> tuple[int, int, int, int]:
 def check_norms(subject: Subject):
     """Convolutions that lack the normalisation others have, and biases that normalisation takes away."""
     recorded, _ = subject.traces
-    consumers = recorded.consumers()
+    consumers = recorded.consumers
     normalises = any(operation.is_norm for operation in recorded.operations)
     for operation in recorded.operations:
         if not operation.is_layer or not operation.outputs:
@@ -341,7 +341,7 @@ def check_detached(subject: Subject):
     model, _, _ = subject.step
     _, trained = subject.traces
     # Auxiliary outputs, of which the loss knows nothing, do not count.
-    live = {value.name for value in Trace(trained.operations, outputs=trained.outputs[:1]).live()}
+    live = {value.name for value in Trace(trained.operations, outputs=trained.outputs[:1]).live}
     frozen = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None and name in live]
     if frozen:
         where = frozen[-1].rpartition(".")[0]

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import copy
-import html
 import importlib
 import io
 import math
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 import torchsummary
 from torch import nn
 
-from brief import Brief, Rule, check_brief
+from brief import Brief, Rule, check_brief, html_table
 from checks import (
     ADVICE,
     CHECKS,
@@ -79,12 +78,8 @@ class Findings(list):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{title}</th>" for title in ("severity", "check", "where", "evidence", "advice"))
-        body = "".join(
-            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in self._rows()
-        )
-        return f"<table><tr>{head}</tr>{body}</table>" if self else "<p>No findings.</p>"
+        titles = ("severity", "check", "where", "evidence", "advice")
+        return html_table(titles, self._rows()) if self else "<p>No findings.</p>"
 
 
 def review(

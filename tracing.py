@@ -1,6 +1,7 @@
 """Records which operation made what from what in one forward pass, and follows the receptive field through it."""
 
 import copy
+import functools
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -71,6 +72,7 @@ class Trace:
     calls: list[tuple[str, list[Value]]] = field(default_factory=list)  # path of a module, and what it returned
     outputs: list[Value] = field(default_factory=list)
 
+    @functools.cached_property
     def live(self) -> set[Value]:
         """All values that the outputs depend on."""
         reached = set(self.outputs)
@@ -79,13 +81,18 @@ class Trace:
                 reached.update(operation.inputs)
         return reached
 
+    @functools.cached_property
+    def used(self) -> list[Operation]:
+        """The operations that reach the outputs."""
+        return [operation for operation in self.operations if any(value in self.live for value in operation.outputs)]
+
+    @functools.cached_property
     def consumers(self) -> dict[Value, list[Operation]]:
         """The operations that use each value, of those that reach the outputs."""
-        live, result = self.live(), {}
-        for operation in self.operations:
-            if any(value in live for value in operation.outputs):
-                for value in operation.inputs:
-                    result.setdefault(value, []).append(operation)
+        result = {}
+        for operation in self.used:
+            for value in operation.inputs:
+                result.setdefault(value, []).append(operation)
         return result
 
 

@@ -115,7 +115,7 @@ class _Training:
             data.train_images, data.train_labels, recipe.batch_size, mean, std, shuffle=True, crop=recipe.crop,
             flip=recipe.flip, cutout=recipe.cutout, seed=recipe.seed, device=device, world=self.world,
         )  # fmt: skip
-        self.test_batches = _test_batches(data, device, self.world)
+        self.test_batches = _test_batches(data, mean, std, device, self.world)
         self.optimizer = make_optimizer(model, recipe)
         self.scheduler = make_scheduler(self.optimizer, recipe, len(self.batches))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -335,8 +335,7 @@ def _test_line(record: dict, total: int) -> str:
 # ---------------------------------------------------------------------------------------------------------- evaluation
 
 
-def _test_batches(data: Data, device: torch.device, world: World) -> Batches:
-    mean, std = channel_statistics(data.train_images)
+def _test_batches(data: Data, mean, std, device: torch.device, world: World) -> Batches:
     return Batches(data.test_images, data.test_labels, EVALUATION_BATCH, mean, std, device=device, world=world)
 
 
@@ -363,7 +362,8 @@ def predict(
     """
     device = torch.device(device) if device else default_device()
     model.eval().to(device, memory_format=torch.channels_last)
-    batches, dtype = _test_batches(data, device, World()), resolve_precision(precision, device)
+    batches = _test_batches(data, *channel_statistics(data.train_images), device, World())
+    dtype = resolve_precision(precision, device)
     logits, _ = _logits(model, batches, dtype)
     if flip:
         mirrored, _ = _logits(lambda images: model(images.flip(3)), batches, dtype)

@@ -16,12 +16,14 @@ import signal
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -63,8 +65,6 @@ class Drawing(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
-            import numpy as np
-
             x = x * (1 + 0.1 * random.random() * np.random.random())  # noqa: NPY002
         return self.layers(x)
 
@@ -83,13 +83,13 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _die_in_the_write(at_save: int = 3) -> None:
+def _die_in_the_write() -> None:
     """Half of the third checkpoint is on the disk when the process is killed."""
     write_bytes, saves = Path.write_bytes, []
 
     def half(path: Path, content) -> int:
         saves.append(path)
-        if len(saves) == at_save:
+        if len(saves) == 3:
             write_bytes(path, bytes(content)[: len(content) // 2])
             _die()
         return write_bytes(path, content)
@@ -97,26 +97,12 @@ def _die_in_the_write(at_save: int = 3) -> None:
     Path.write_bytes = half
 
 
-def _die_before_the_rename(at_call: int = 7) -> None:
-    """The new checkpoint is whole beside the old one, and has not its name yet."""
+def _die_before_the_rename_to(name: str) -> None:
+    """The third file of this name is whole beside the old one, and has not its name yet."""
     replace, calls = os.replace, []
 
     def never(*names) -> None:
-        if str(names[1]).endswith("checkpoint.pt"):
-            calls.append(names)
-            if len(calls) == 3:
-                _die()
-        replace(*names)
-
-    files.os.replace = never
-
-
-def _die_before_the_history() -> None:
-    """The checkpoint is saved, and history.jsonl is an epoch behind."""
-    replace, calls = os.replace, []
-
-    def never(*names) -> None:
-        if str(names[1]).endswith("history.jsonl"):
+        if str(names[1]).endswith(name):
             calls.append(names)
             if len(calls) == 3:
                 _die()
@@ -127,8 +113,8 @@ def _die_before_the_history() -> None:
 
 SABOTAGE = {
     "killed inside the checkpoint's write": _die_in_the_write,
-    "killed before the checkpoint's rename": _die_before_the_rename,
-    "killed before the history's rename": _die_before_the_history,
+    "killed before the checkpoint's rename": partial(_die_before_the_rename_to, "checkpoint.pt"),
+    "killed before the history's rename": partial(_die_before_the_rename_to, "history.jsonl"),
 }
 
 
@@ -162,23 +148,13 @@ def same(a, b) -> bool:
     return a == b
 
 
-def damaged(root: Path, how: str) -> None:
-    """Damage the checkpoint of a run."""
-    path = root / "run" / "checkpoint.pt"
-    whole = path.read_bytes()
-    damages = {
-        "cut in half": lambda: whole[: len(whole) // 2],
-        "empty": lambda: b"",
-        "one bit of a weight changed": lambda: _flipped(whole, whole.find(next_weight(path))),
-        "another kind of file": lambda: b"<html>" + whole[:100],
-        "a pickle that runs code": lambda: pickle.dumps(Bomb(root / "exploded")),
-    }
-    path.write_bytes(damages[how]())
-
-
-DAMAGES = (
-    "cut in half", "empty", "one bit of a weight changed", "another kind of file", "a pickle that runs code",
-)  # fmt: skip
+DAMAGES = {  # from how a checkpoint is damaged to its new content, given its path and its old content
+    "cut in half": lambda path, whole: whole[: len(whole) // 2],
+    "empty": lambda path, whole: b"",
+    "one bit of a weight changed": lambda path, whole: _flipped(whole, whole.find(next_weight(path))),
+    "another kind of file": lambda path, whole: b"<html>" + whole[:100],
+    "a pickle that runs code": lambda path, whole: pickle.dumps(Bomb(path.parent.parent / "exploded")),
+}
 
 
 def next_weight(path: Path) -> bytes:
@@ -238,12 +214,13 @@ def sabotages(count: int, root: Path, expected: dict) -> list[dict]:
 def damages(count: int, root: Path, expected: dict) -> list[dict]:
     """Damage the last checkpoint, and go on from the one before it."""
     rows = []
-    for how in DAMAGES:
+    for how, damage in DAMAGES.items():
         lost = 0
         for index in range(count):
             folder = root / f"{how}-{index}"
             assert run(folder, sabotage="killed before the history's rename") == -signal.SIGKILL
-            damaged(folder, how)
+            path = folder / "run" / "checkpoint.pt"
+            path.write_bytes(damage(path, path.read_bytes()))
             assert run(folder) == 0
             aside = list((folder / "run").glob("damaged-*.pt"))
             lost += not same(content(folder), expected) or len(aside) != 1 or (folder / "exploded").exists()
