@@ -133,7 +133,6 @@ def run_experiment(experiment: Experiment, run: str, given: argparse.Namespace) 
 
 def sweep(experiments: dict[str, Experiment], given: argparse.Namespace) -> list[list[dict]]:
     """Train all `experiments`, from a run's name to what it trains, in `given.jobs` processes or on a Dask cluster."""
-
     tasks = [delayed(train_only)(experiment, run, given) for run, experiment in experiments.items()]
     if given.dask is None:
         return Parallel(n_jobs=given.jobs)(tasks)

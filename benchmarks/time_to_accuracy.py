@@ -7,7 +7,7 @@ times the seconds an epoch of that network and recipe takes here and now, all me
 import argparse
 
 import measuring
-from training_speed import EPOCH, our_run
+from training_speed import our_run, seconds_an_epoch
 
 import utils
 from train import EXPERIMENTS, LADDER
@@ -29,13 +29,8 @@ def main() -> None:
     data = utils.load_data()
     histories = {run: utils.read_history(measuring.ROOT / "assets" / "runs" / f"{run}.jsonl") for run in LADDER}
 
-    def epoch_seconds(run: str) -> float:
-        experiment = EXPERIMENTS[run]
-        count = given.steps * experiment.recipe.batch_size
-        part = utils.subset(data, count)._replace(test_images=data.test_images[:2], test_labels=data.test_labels[:2])
-        return our_run(experiment, part, 1)[1] * EPOCH / count
-
-    times = measuring.take_turns({run: lambda run=run: epoch_seconds(run) for run in LADDER}, given.rounds)
+    sides = {run: lambda run=run: seconds_an_epoch(our_run, EXPERIMENTS[run], data, given.steps) for run in LADDER}
+    times = measuring.take_turns(sides, given.rounds)
     for goal in GOALS:
         reached = {run: epochs for run, history in histories.items() if (epochs := epochs_until(goal, history))}
         values = {

@@ -41,6 +41,13 @@ def our_run(experiment, data: utils.Data, epochs: int) -> tuple[torch.nn.Module,
     return model, sum(record["seconds"] for record in history)
 
 
+def seconds_an_epoch(run, experiment, data: utils.Data, steps: int) -> float:
+    """How long `run` takes for `steps` steps, for all 50,000 images."""
+    count = steps * experiment.recipe.batch_size
+    part = utils.subset(data, count)._replace(test_images=data.test_images[:2], test_labels=data.test_labels[:2])
+    return run(experiment, part, 1)[1] * EPOCH / count
+
+
 def main() -> None:
     """Measure both ways, and record them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -60,9 +67,7 @@ def main() -> None:
             case = f"{side}: test accuracy after {given.accuracy} epochs"
             measuring.record(bench, {case: [accuracy]}, "percent", data, digits=4)
         return
-    count = given.steps * experiment.recipe.batch_size
-    part = utils.subset(data, count)._replace(test_images=data.test_images[:2], test_labels=data.test_labels[:2])
-    sides = {side: lambda run=run: run(experiment, part, 1)[1] * EPOCH / count for side, run in runs.items()}
+    sides = {side: lambda run=run: seconds_an_epoch(run, experiment, data, given.steps) for side, run in runs.items()}
     values = measuring.take_turns(sides, given.rounds)
     measuring.record(bench, values, "s/epoch", data)
     bounds = floor(work_of_a_step(experiment, data), EPOCH / experiment.recipe.batch_size)
