@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
+from PIL import Image
 from torch import nn
 
 TRAIN_COLOUR, TEST_COLOUR, REFERENCE_COLOUR = (sns.color_palette("colorblind")[index] for index in (1, 0, 7))
@@ -82,20 +83,22 @@ def plot_performance(history: list[dict], caption: str) -> plt.Figure:
     return figure
 
 
-def plot_accuracies(history: list[dict], caption: str, reference: list[dict] = ()) -> plt.Figure:
+def plot_accuracies(
+    history: list[dict], caption: str, reference: list[dict] = (), whose: str = "the student's"
+) -> plt.Figure:
     """Training and test accuracy an epoch in one panel, over another run's, if one is given as `reference`."""
     last = history[-1]
     title = f"Training ends at {last['train_accuracy']:.1f} %, test at {last['test_accuracy']:.1f} %"
     if reference:
-        title += f"; the student's at {reference[-1]['test_accuracy']:.1f} %"
+        title += f"; {whose} at {reference[-1]['test_accuracy']:.1f} %"
     figure, axes = _figure(1, 1, 9, 5.5, title, caption)
     axis = axes[0, 0]
     for split, colour, style in (("test", TEST_COLOUR, "o-"), ("train", TRAIN_COLOUR, "s-")):
-        for records, whose, alpha in ((reference, "the student's ", 0.45), (history, "", 1.0)):
+        for records, prefix, alpha in ((reference, f"{whose} ", 0.45), (history, "", 1.0)):
             if records:
                 x, y = zip(*((record["epoch"], record[f"{split}_accuracy"]) for record in records), strict=True)
-                line = style if not whose else "--"
-                label = f"{whose}{'training' if split == 'train' else 'test'} accuracy"
+                line = "--" if prefix else style
+                label = f"{prefix}{'training' if split == 'train' else 'test'} accuracy"
                 axis.plot(x, y, line, color=colour, alpha=alpha, markersize=4, label=label)
     axis.set(xlabel="epoch", ylabel="percent right")
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -104,15 +107,20 @@ def plot_accuracies(history: list[dict], caption: str, reference: list[dict] = (
     return figure
 
 
+def surest_mistakes(data, predicted: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Indices of the test images that are taken for something else, the most confident mistake first."""
+    wrong = np.flatnonzero(predicted != data.test_labels.numpy())
+    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
+
+
 def plot_mistakes(
     data, predicted: np.ndarray, probabilities: np.ndarray, caption: str, rows: int = 4, columns: int = 5
 ) -> plt.Figure:
     """The test images that are most confidently taken for something else, the surest first."""
     labels = data.test_labels.numpy()
-    wrong = np.flatnonzero(predicted != labels)
-    confidence = probabilities[wrong].max(1)
-    surest = wrong[np.argsort(-confidence, kind="stable")][: rows * columns]
-    title = f"{len(wrong):,} of {len(labels):,} are wrong; these it is surest of"
+    wrong = int((predicted != labels).sum())
+    surest = surest_mistakes(data, predicted, probabilities)[: rows * columns]
+    title = f"{wrong:,} of {len(labels):,} are wrong; these it is surest of"
     figure, axes = _figure(rows, columns, 2.1 * columns, 2.6 * rows + 0.8, title, caption)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -278,6 +286,20 @@ def plot_attention(
         _show_image(axes[1, column], image)
         axes[1, column].imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1)
     return figure
+
+
+def beside(*figures: plt.Figure) -> Image.Image:
+    """Figures side by side in one picture, as high as the highest of them."""
+    for figure in figures:
+        figure.canvas.draw()
+    pictures = [Image.fromarray(np.asarray(figure.canvas.buffer_rgba())) for figure in figures]
+    height = max(picture.height for picture in pictures)
+    both = Image.new("RGB", (sum(picture.width for picture in pictures), height), "white")
+    left = 0
+    for picture in pictures:
+        both.paste(picture, (left, 0), picture)
+        left += picture.width
+    return both
 
 
 # ------------------------------------------------------------------------------------------------ architecture picture

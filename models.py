@@ -1,9 +1,13 @@
 """The networks, from blocks to whole, top to bottom. What looks at a network from outside is in review.py."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+WEIGHTS = Path(__file__).parent / "assets" / "weights" / "s9net.pt"
 
 # Three layers that are PyTorch's own to the reader and to every tool, with a faster way through training on a CPU.
 
@@ -45,7 +49,7 @@ class StrideDilatedConv2d(nn.Conv2d):
 
 
 class DepthwiseDilatedConv2d(nn.Conv2d):
-    """A dilated depthwise 3x3 convolution that keeps the size of the map.
+    """A depthwise 3x3 convolution, dilated or not, that keeps the size of the map.
 
     Pixels whose rows and columns are a multiple of the dilation apart never meet the others. Taken apart into such
     phases, as if each were an image, a map can be convolved plainly: the same numbers, and on a CPU a backward pass
@@ -56,7 +60,7 @@ class DepthwiseDilatedConv2d(nn.Conv2d):
         super().__init__(channels, channels, 3, 1, dilation, dilation, groups=channels, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or x.device.type != "cpu":
+        if self.dilation == (1, 1) or not self.training or x.device.type != "cpu":
             return super().forward(x)
         d, (height, width) = self.dilation[0], x.shape[2:]
         if height % d or width % d:
@@ -161,3 +165,80 @@ class SeedNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.classifier(self.features(x))  # (N, classes, 1, 1)
         return F.log_softmax(x.flatten(1), dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """x plus what a depthwise 3x3 convolution and pointwise ones make of it: (N, C, H, W) -> the same.
+
+    With an `expansion` the first of two pointwise convolutions widens the map to so many times its channels, and the
+    second narrows it again; 0 is for a single one. An inverted bottleneck (MobileNetV2, arXiv:1801.04381) in
+    ConvNeXt's order, which looks around first, where there are fewer channels (arXiv:2201.03545).
+    """
+
+    def __init__(self, channels: int, dilation: int = 1, expansion: int = 2):
+        super().__init__()
+        inner = expansion * channels or channels
+        widen = [nn.Conv2d(channels, inner, 1, bias=False)] if expansion else []
+        self.branch = nn.Sequential(
+            DepthwiseDilatedConv2d(channels, dilation),
+            *widen,
+            nn.BatchNorm2d(inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.branch(x)
+
+
+class Halve(nn.Sequential):
+    """Half the height and width by averaging, then other channels: (N, in, H, W) -> (N, out, H/2, W/2)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        super().__init__(nn.AvgPool2d(2), pointwise, nn.BatchNorm2d(out_channels))
+
+
+class S9Net(nn.Module):
+    """The kit's own network, 188,906 parameters: normalised images (N, 3, 32, 32) -> logits (N, classes).
+
+    Args:
+        width: channels of the eight blocks at 16x16, where most of the network is; the stem has half as many and the
+            last block half as many more.
+    """
+
+    def __init__(self, width: int = 64, num_classes: int = 10):
+        super().__init__()
+        if width < 2 or width % 2:
+            raise ValueError(f"S9Net: width={width} does not work; give an even number from 2 up.")
+        first, last = width // 2, width * 3 // 2
+        self.features = nn.Sequential(
+            nn.Sequential(nn.Conv2d(3, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU()),
+            ResidualBlock(first, expansion=0),  # 32x32
+            Halve(first, width),
+            *[ResidualBlock(width, dilation) for dilation in 4 * (1, 2)],  # 16x16
+            Halve(width, last),
+            ResidualBlock(last),  # 8x8
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(last, num_classes)
+
+    @classmethod
+    def pretrained(cls) -> "S9Net":
+        """The network as the first seed's 25 epochs left it, in eval mode.
+
+        It takes images of CIFAR-10's classes, normalised with the mean (0.4914, 0.4822, 0.4465) and the standard
+        deviation (0.2470, 0.2435, 0.2616) of pixels from 0 to 1.
+
+        Raises:
+            FileNotFoundError: the weights are not where this file is.
+        """
+        if not WEIGHTS.exists():
+            raise FileNotFoundError(f"{WEIGHTS} is missing; fetch it with the rest of the kit, or train it anew.")
+        model = cls()
+        model.load_state_dict(torch.load(WEIGHTS, map_location="cpu", weights_only=True))
+        return model.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x).mean((2, 3)))

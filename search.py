@@ -66,9 +66,10 @@ class Block(nn.Module):
         glu: between the two pointwise convolutions one half of the channels scales the other, in place of a ReLU.
         gate: channels that a gate on the branch squeezes to; 0 for none.
         relu_after: a ReLU behind the sum.
+        norm_between: BatchNorm between the depthwise and the pointwise convolution.
     """
 
-    def __init__(self, channels, dilation=1, expansion=0.0, glu=False, gate=0, relu_after=True, act=nn.ReLU):
+    def __init__(self, channels, dilation=1, expansion=0.0, glu=False, gate=0, relu_after=True, norm_between=True):
         super().__init__()
         inner = int(expansion * channels) if expansion else channels
         looks = (
@@ -76,15 +77,15 @@ class Block(nn.Module):
             if dilation > 1
             else nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         )
-        layers = [looks, nn.BatchNorm2d(channels)]
+        layers = [looks, nn.BatchNorm2d(channels)] if norm_between else [looks]
         if expansion:
             wide = 2 * inner if glu else inner
             layers += [nn.Conv2d(channels, wide, 1, bias=False), nn.BatchNorm2d(wide)]
-        layers += [nn.GLU(dim=1) if glu else act()]
+        layers += [nn.GLU(dim=1) if glu else nn.ReLU()]
         layers += [nn.Conv2d(inner, channels, 1, bias=False), nn.BatchNorm2d(channels)]
         layers += [Gate(channels, gate)] if gate else []
         self.body = nn.Sequential(*layers)
-        self.after = act() if relu_after else nn.Identity()
+        self.after = nn.ReLU() if relu_after else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.after(x + self.body(x))
@@ -141,6 +142,7 @@ class Prototype(nn.Module):
 
 LINEAR = {"relu_after": False}
 WIDE = LINEAR | {"expansion": 2}
+LEAN = WIDE | {"norm_between": False}
 
 
 def expanding(**options) -> Stages:
@@ -149,11 +151,17 @@ def expanding(**options) -> Stages:
     return Stages((1, 32, 1, {"relu_after": wide["relu_after"]}), (8, 64, 2, wide), (1, 96, 2, wide))
 
 
+def lean() -> Stages:
+    """The stages of `muon-lean`."""
+    return expanding(norm_between=False)
+
+
 def longer() -> Stages:
     """The stages of `longer-16`."""
     return Stages((1, 32, 1, {}), (12, 96, 2, {}), (2, 128, 2, {}))
 
 
+CHOSEN = "muon-lean"  # S9Net in models.py, and "s9net" in train.py
 MUON = replace(RECIPE, optimizer="muon")
 CANDIDATES = {
     "prototype": Candidate("two blocks at 32x32, four at 16x16, four at 8x8", "", Prototype),
@@ -167,19 +175,20 @@ CANDIDATES = {
         "half of the channels between gate the other half", "expand-2-muon",
         lambda: expanding(expansion=1.25, glu=True), MUON,
     ),
+    "muon-lean": Candidate(
+        "no BatchNorm behind the depthwise convolutions of these blocks", "expand-2-muon", lean, MUON
+    ),
     "muon-relu": Candidate("a ReLU behind each sum", "expand-2-muon", lambda: expanding(relu_after=True), MUON),
     "muon-rate-0.1": Candidate("kernels turn twice as far", "expand-2-muon", expanding, replace(MUON, kernel_rate=0.1)),
-    "muon-rate-0.025": Candidate(
-        "kernels turn half as far", "expand-2-muon", expanding, replace(MUON, kernel_rate=0.025)
+    "lean-rate-0.025": Candidate("kernels turn half as far", "muon-lean", lean, replace(MUON, kernel_rate=0.025)),
+    "lean-128": Candidate("batches of 128", "muon-lean", lean, replace(MUON, batch_size=128)),
+    "lean-crop-2": Candidate("shifts of 2 pixels at most", "muon-lean", lean, replace(MUON, crop=2)),
+    "lean-32": Candidate(
+        "two blocks of 40 channels at 32x32, seven at 16x16", "muon-lean",
+        lambda: Stages((2, 40, 1, LINEAR), (7, 64, 2, LEAN), (1, 96, 2, LEAN)), MUON,
     ),
-    "muon-128": Candidate("batches of 128", "expand-2-muon", expanding, replace(MUON, batch_size=128)),
-    "muon-crop-2": Candidate("shifts of 2 pixels at most", "expand-2-muon", expanding, replace(MUON, crop=2)),
-    "muon-32": Candidate(
-        "two blocks of 40 channels at 32x32, seven at 16x16", "expand-2-muon",
-        lambda: Stages((2, 40, 1, LINEAR), (7, 64, 2, WIDE), (1, 96, 2, WIDE)), MUON,
-    ),
-    "muon-16": Candidate(
-        "all at 16x16 from there", "expand-2-muon", lambda: Stages((1, 32, 1, LINEAR), (10, 64, 2, WIDE)), MUON
+    "lean-16": Candidate(
+        "all at 16x16 from there", "muon-lean", lambda: Stages((1, 32, 1, LINEAR), (10, 64, 2, LEAN)), MUON
     ),
 }  # fmt: skip
 

@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 import torch
 from joblib import Parallel, delayed, parallel_config
+from sklearn.metrics import accuracy_score
 
 import models
-from dataset import DataError, hold_out, load_data
+from dataset import Data, DataError, hold_out, load_data
 from files import write_whole
 from parallel import joined
 from recipe import SEED_RECIPE, Recipe, default_device, resolve_precision
-from training import count_parameters, train
+from training import count_parameters, predict, train
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -48,6 +49,7 @@ class Experiment(NamedTuple):
 
 ONE_CYCLE = replace(SEED_RECIPE, schedule="one-cycle", learning_rate=0.1, momentum=0.9, nesterov=True)
 AUGMENTED = replace(ONE_CYCLE, crop=4, flip=True, label_smoothing=0.1)
+S9_RECIPE = replace(AUGMENTED, batch_size=256, learning_rate=0.15, weight_decay=5e-4, optimizer="muon")
 
 EXPERIMENTS = {
     "seednet": Experiment("SeedNet", {"apply_relu": False}, SEED_RECIPE),
@@ -60,6 +62,10 @@ EXPERIMENTS = {
     "ladder-2": Experiment("SeedNet", {"apply_relu": True}, ONE_CYCLE),
     "ladder-3": Experiment("SeedNet", {"apply_relu": True, "mend_strides": True}, ONE_CYCLE),
     "ladder-4": Experiment("SeedNet", {"apply_relu": True, "mend_strides": True, "dropout": 0.0}, AUGMENTED),
+    # From there to the kit's own network.
+    "ladder-5": Experiment("S9Net", {}, AUGMENTED),
+    "ladder-6": Experiment("S9Net", {}, replace(S9_RECIPE, optimizer="sgd")),
+    "s9net": Experiment("S9Net", {}, S9_RECIPE),
 }
 
 LADDER = {  # the runs in order, and what each changes
@@ -69,9 +75,23 @@ LADDER = {  # the runs in order, and what each changes
     "ladder-3": "+ BatchNorm and ReLU on the strided convolutions, padding that keeps maps of 16, 8, 4",
     "ladder-4": "+ flip and crop, label smoothing; dropout off",
 }
+LAST_RUNGS = {
+    "ladder-4": "SeedNet, mended",
+    "ladder-5": "S9Net in its place",
+    "ladder-6": "+ batches of 256, a rate of 0.15, weight decay",
+    "s9net": "+ Muon for the kernels that mix channels",
+}
 
 
-def record(name: str, experiment: Experiment, history: list[dict], command: str, root: Path, assets: Path) -> None:
+def flip_averaged_accuracy(model: torch.nn.Module, data: Data) -> float:
+    """Percent of the test images right by the mean logits of each and its mirror image."""
+    predicted, _ = predict(model, data, flip=True)
+    return 100 * accuracy_score(data.test_labels, predicted)
+
+
+def record(
+    name: str, experiment: Experiment, history: list[dict], flip_averaged: float, command: str, root: Path, assets: Path
+) -> None:
     """Add a finished run to `assets`/results.json, with its history beside it as runs/`name`.jsonl."""
     results = assets / "results.json"
     rows = json.loads(results.read_text()) if results.exists() else []
@@ -84,6 +104,7 @@ def record(name: str, experiment: Experiment, history: list[dict], command: str,
         "seed": experiment.recipe.seed,
         "test_accuracy": history[-1]["test_accuracy"],
         "test_loss": history[-1]["test_loss"],
+        "flip_averaged_accuracy": round(flip_averaged, 2),
         "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
         **surroundings,
         "precision": str(resolve_precision(experiment.recipe.precision, default_device())).removeprefix("torch."),
@@ -118,16 +139,19 @@ def parse_setting(text: str) -> tuple[str, object]:
         raise argparse.ArgumentTypeError(f"{name} is of type {types[name].__name__}, not {value!r}") from None
 
 
+def chosen_data(given: argparse.Namespace) -> Data:
+    """The data that the command line names."""
+    data = load_data(given.data)
+    return hold_out(data, given.validation) if given.validation else data
+
+
 def run_experiment(experiment: Experiment, run: str, given: argparse.Namespace) -> tuple[list[dict], torch.nn.Module]:
     """Train `experiment` as the run `run`, as the command line says, and return its history and network."""
-    data = load_data(given.data)
-    if given.validation:
-        data = hold_out(data, given.validation)
     model = experiment.build()
-    verbose = not given.sweep
     history = train(
-        model, data, experiment.recipe, run=run, root=given.root, verbose=verbose, compile_mode=given.compile
-    )
+        model, chosen_data(given), experiment.recipe, run=run, root=given.root, verbose=not given.sweep,
+        compile_mode=given.compile,
+    )  # fmt: skip
     return history, model
 
 
@@ -208,7 +232,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130  # as the shell has it for Ctrl-C
     if given.record and world.is_main:
         command = "python train.py " + " ".join(arguments if arguments is not None else sys.argv[1:])
-        record(run, experiment, history, command, given.root, ASSETS)
+        flip_averaged = flip_averaged_accuracy(model, chosen_data(given))
+        record(run, experiment, history, flip_averaged, command, given.root, ASSETS)
         if given.weights:
             save_weights(model, ASSETS / "weights" / f"{run}.pt")
     return 0

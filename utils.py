@@ -5,6 +5,7 @@ from batches import Batches, augmented_versions, channel_statistics
 from checkpoints import RunError, environment
 from dataset import CIFAR10_CLASSES, Data, DataError, hold_out, load_data, subset
 from figures import (
+    beside,
     draw_onnx,
     export_onnx,
     plot_accuracies,
@@ -20,6 +21,7 @@ from figures import (
     plot_samples,
     plot_search,
     plot_templates,
+    surest_mistakes,
 )
 from randomness import epoch_seed
 from recipe import SEED_RECIPE, Recipe, default_device, resolve_precision

@@ -129,6 +129,25 @@ def test_accuracies_draw_both_runs(history):
     }
 
 
+def test_accuracies_say_whose_the_other_run_is(history):
+    figure = utils.plot_accuracies(history, CAPTION, history, whose="SeedNet's")
+    check(figure, "; SeedNet's at 30.0 %")
+    labels = [line.get_label() for line in figure.axes[0].lines]
+    assert labels == ["SeedNet's test accuracy", "test accuracy", "SeedNet's training accuracy", "training accuracy"]
+
+
+def test_figures_stand_side_by_side():
+    figures = [plt.figure(figsize=size, dpi=50) for size in ((2, 3), (4, 1))]
+    figures[1].patch.set_facecolor("red")
+    both = np.asarray(utils.beside(*figures))
+    assert both.shape == (150, 300, 3)
+    assert (both[:, :100] == 255).all()
+    assert (both[:50, 100:] == (255, 0, 0)).all()
+    assert (both[50:, 100:] == 255).all()
+    for figure in figures:
+        plt.close(figure)
+
+
 def test_mistakes_are_the_surest_ones(digits):
     labels = digits.test_labels.numpy()
     rng = np.random.default_rng(0)

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import models
-from models import DepthwiseDilatedConv2d, Dropout, SeedNet, StrideDilatedConv2d
+import search
+from models import DepthwiseDilatedConv2d, Dropout, S9Net, SeedNet, StrideDilatedConv2d
 
 # Parameters by hand: DW(i, o) has 9i + io + 2o, a dense 3x3 convolution 9io, a 1x1 one io.
 SEPARABLE = [(3, 32), (32, 64), (32, 64), (64, 128), (64, 128), (128, 128), (64, 64), (64, 32)]
@@ -95,7 +96,7 @@ def test_stride_dilated_convolution_equals_torchs(stride, padding):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("dilation", [2, 3])
+@pytest.mark.parametrize("dilation", [1, 2, 3])
 @pytest.mark.parametrize("size", [(16, 16), (17, 20), (3, 2)])  # a multiple of the dilation, and not
 def test_depthwise_dilated_convolution_equals_torchs(size, dilation):
     torch.manual_seed(0)
@@ -154,3 +155,72 @@ def test_block_names_are_the_students():
     kinds = {type(module).__name__ for module in SeedNet(False).modules()}
     assert {"DWSeparableConv2d", "DilateConv2d", "GenericConvLayer2d", "Conv2d", "Dropout"} <= kinds
     assert models.StrideDilatedConv2d.__doc__
+
+
+def s9net_by_hand(width: int) -> int:
+    """Convolutions, BatchNorms (two numbers a channel) and the linear layer."""
+    first, last = width // 2, width * 3 // 2
+
+    def block(channels):  # depthwise, to twice as many, and back
+        return 9 * channels + 2 * channels * 2 * channels + 2 * (2 * channels + channels)
+
+    stem = 27 * first + 2 * first + 9 * first + first * first + 2 * 2 * first
+    halves = first * width + 2 * width + width * last + 2 * last
+    return stem + halves + 8 * block(width) + block(last) + 10 * last + 10
+
+
+@pytest.mark.parametrize("width", [64, 16])
+def test_s9net_has_the_parameters_counted_by_hand(width):
+    assert count(S9Net(width)) == s9net_by_hand(width)
+    assert s9net_by_hand(64) == 188_906 < 200_000
+
+
+def s9net_reference(model: S9Net, x: torch.Tensor) -> torch.Tensor:
+    """S9Net in eval mode, written out with functions alone."""
+    weights = iter(model.state_dict().values())
+
+    def norm(x):
+        gain, bias, mean, variance, _ = (next(weights)[:, None, None] if i < 4 else next(weights) for i in range(5))
+        return (x - mean) / (variance + 1e-5).sqrt() * gain + bias
+
+    def block(x, dilation=1, expand=True):
+        y = F.conv2d(x, next(weights), padding=dilation, dilation=dilation, groups=x.shape[1])
+        y = F.conv2d(y, next(weights)) if expand else y
+        return x + norm(F.conv2d(norm(y).clamp(min=0), next(weights)))
+
+    x = norm(F.conv2d(x, next(weights), padding=1)).clamp(min=0)
+    x = block(x, expand=False)
+    x = norm(F.conv2d(F.avg_pool2d(x, 2), next(weights)))
+    for dilation in 4 * (1, 2):
+        x = block(x, dilation)
+    x = norm(F.conv2d(F.avg_pool2d(x, 2), next(weights)))
+    x = block(x).clamp(min=0).mean((2, 3))
+    return F.linear(x, next(weights), next(weights))
+
+
+def test_s9net_is_the_network_written_out():
+    torch.manual_seed(0)
+    model = S9Net(16).double()
+    model(torch.randn(64, 3, 32, 32).double())  # statistics other than 0 and 1
+    model.eval()
+    images = torch.randn(4, 3, 32, 32).double()
+    torch.testing.assert_close(model(images), s9net_reference(model, images))
+
+
+def test_s9net_is_what_the_search_chose():
+    model, chosen = S9Net().eval(), search.CANDIDATES[search.CHOSEN].build().eval()
+    chosen.load_state_dict(dict(zip(chosen.state_dict(), model.state_dict().values(), strict=True)))
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(images), chosen(images))
+
+
+@pytest.mark.parametrize("width", [0, 15])
+def test_a_width_that_cannot_be_is_refused(width):
+    with pytest.raises(ValueError, match=f"width={width}"):
+        S9Net(width)
+
+
+def test_weights_that_are_missing_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "WEIGHTS", tmp_path / "s9net.pt")
+    with pytest.raises(FileNotFoundError, match=r"s9net\.pt is missing"):
+        S9Net.pretrained()

@@ -36,19 +36,23 @@ def test_experiments_build_and_their_initial_weights_follow_the_seed(name, state
 
 
 def test_a_rung_changes_what_it_says():
-    rungs = [train.EXPERIMENTS[name] for name in ("seednet", "ladder-1", "ladder-2", "ladder-3", "ladder-4")]
+    rungs = [train.EXPERIMENTS[name] for name in [*train.LADDER, *list(train.LAST_RUNGS)[1:]]]
     changes = []
     for before, after in pairwise(rungs):
         recipes = asdict(before.recipe), asdict(after.recipe)
         changes.append(
             {field for field in recipes[0] if recipes[0][field] != recipes[1][field]}
             | {name for name in after.options if after.options[name] != before.options.get(name)}
+            | ({"network"} if before.network != after.network else set())
         )
     assert changes == [
         {"apply_relu"},
         {"schedule", "learning_rate", "momentum", "nesterov"},
         {"mend_strides"},
         {"dropout", "crop", "flip", "label_smoothing"},
+        {"network"},
+        {"batch_size", "learning_rate", "weight_decay"},
+        {"optimizer"},
     ]
 
 
@@ -69,6 +73,9 @@ def test_a_run_is_recorded_and_can_be_built_again_from_the_record(tmp_path, asse
     digits = utils.load_data("digits")
     predicted, _ = utils.predict(model, digits, device="cpu")
     assert (predicted == digits.test_labels.numpy()).sum() == record["test_correct"]
+    _, probabilities = utils.predict(model, digits, device="cpu", flip=True)
+    right = (probabilities.argmax(1) == digits.test_labels.numpy()).mean()
+    assert row["flip_averaged_accuracy"] == pytest.approx(100 * right, abs=0.005)
 
     assert run(tmp_path, "ladder-1", "--set", "epochs=1", "--record") == 0
     assert run(tmp_path, *arguments) == 0  # loaded, and recorded in the same place
