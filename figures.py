@@ -290,14 +290,15 @@ def plot_attention(
 
 def beside(*figures: plt.Figure) -> Image.Image:
     """Figures side by side in one picture, as high as the highest of them."""
+    pictures = []
     for figure in figures:
-        figure.canvas.draw()
-    pictures = [Image.fromarray(np.asarray(figure.canvas.buffer_rgba())) for figure in figures]
+        figure.savefig(file := io.BytesIO(), format="png")
+        pictures.append(Image.open(file).convert("RGB"))
     height = max(picture.height for picture in pictures)
     both = Image.new("RGB", (sum(picture.width for picture in pictures), height), "white")
     left = 0
     for picture in pictures:
-        both.paste(picture, (left, 0), picture)
+        both.paste(picture, (left, 0))
         left += picture.width
     return both
 

@@ -2,8 +2,10 @@
 them in again, between the comments that name them, after a run was recorded.
 """
 
+import csv
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -11,22 +13,29 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import utils  # noqa: E402
-from models import SeedNet  # noqa: E402
-from review import layer_summary, receptive_field  # noqa: E402
-from train import LADDER  # noqa: E402
+from models import S9Net, SeedNet  # noqa: E402
+from review import check_brief, layer_summary, receptive_field  # noqa: E402
+from train import LADDER, LAST_RUNGS  # noqa: E402
 
 RESULTS = json.loads((ROOT / "assets" / "results.json").read_text())
+SEEDS = [row for row in RESULTS if row["run"] in ("s9net", "s9net-1", "s9net-2")]
+
+
+def table(titles: list[str], rows: list[list]) -> str:
+    """A table in Markdown."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def results_table() -> str:
-    lines = ["| run | network | parameters | epochs | test accuracy | test loss | minutes | device | torch | command |"]
-    lines += ["| --- " * 10 + "|"]
-    for row in RESULTS:
-        cells = [
+    titles = ["run", "network", "parameters", "epochs", "seed", "test accuracy", "test loss", "minutes", "device"]
+    rows = [
+        [
             row["run"],
             f"`{row['network']}`",
             f"{row['parameters']:,}",
             row["epochs"],
+            row["seed"],
             f"{row['test_accuracy']:.2f} %",
             f"{row['test_loss']:.4f}",
             f"{row['seconds'] / 60:.0f}",
@@ -34,41 +43,104 @@ def results_table() -> str:
             row["torch"],
             f"`{row['command']}`",
         ]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        for row in RESULTS
+    ]
+    return table([*titles, "torch", "command"], rows)
 
 
 def ladder_table() -> str:
     accuracy = {row["run"]: row["test_accuracy"] for row in RESULTS}
-    lines = ["| rung | change | test accuracy | gain |", "| --- | --- | --- | --- |"]
-    before = None
-    for rung, (run, change) in enumerate(LADDER.items()):
+    rungs = {run: change for run, change in (LADDER | LAST_RUNGS).items() if run in accuracy} | LADDER
+    rows, before = [], None
+    for rung, (run, change) in enumerate(rungs.items()):
         gain = "" if before is None else f"{accuracy[run] - before:+.2f}"
-        lines.append(f"| {rung} | {change} | {accuracy[run]:.2f} % | {gain} |")
+        rows.append([rung, change, f"`{run}`", f"{accuracy[run]:.2f} %", gain])
         before = accuracy[run]
-    return "\n".join(lines)
+    return table(["rung", "change", "run", "test accuracy", "gain"], rows)
 
 
 def fields_table() -> str:
     rows = [row for row in receptive_field(SeedNet(apply_relu=False), (3, 32, 32)) if row.kernel > 1]
-    lines = ["| layer | kernel | stride | dilation | pixels seen |", "| --- | --- | --- | --- | --- |"]
-    lines += [f"| {row.layer} | {row.kernel} | {row.stride} | {row.dilation} | {row.receptive_field} |" for row in rows]
-    return "\n".join(lines)
+    cells = [[row.layer, row.kernel, row.stride, row.dilation, row.receptive_field] for row in rows]
+    return table(["layer", "kernel", "stride", "dilation", "pixels seen"], cells)
 
 
 def reviewers_table() -> str:
     found = _asset("reviewers")
-    lines = [f"| fault | review.py | torchtest2 {found['torchtest2']} |", "| --- | --- | --- |"]
-    for row in found["faults"]:
-        names = [", ".join(row[reviewer]) or "nothing" for reviewer in ("review.py", "torchtest2")]
-        lines.append(f"| {row['fault']} | {names[0]} | {names[1]} |")
-    return "\n".join(lines)
+    rows = [
+        [row["fault"], *(", ".join(row[name]) or "nothing" for name in ("review.py", "torchtest2"))]
+        for row in found["faults"]
+    ]
+    return table(["fault", "review.py", f"torchtest2 {found['torchtest2']}"], rows)
 
 
 def survival_table() -> str:
     rows = [row for name in ("survival", "nbval") for row in _asset(name)["rows"]]
-    lines = ["| what was tried | times | lost |", "| --- | --- | --- |"]
-    return "\n".join(lines + [f"| {row['tried']} | {row['times']} | {row['lost'] or 'nothing'} |" for row in rows])
+    return table(
+        ["what was tried", "times", "lost"], [[row["tried"], row["times"], row["lost"] or "nothing"] for row in rows]
+    )
+
+
+def brief_table() -> str:
+    accuracy = {row["run"]: row["test_accuracy"] for row in RESULTS}
+    seednet = check_brief(SeedNet(apply_relu=False), accuracy["seednet"])
+    s9net = check_brief(S9Net(), accuracy["s9net"])
+
+    def cell(rule) -> str:
+        return rule.found if rule.passed else f"**{rule.found}: fails**"
+
+    rows = [[ours.rule, ours.bound, cell(theirs), cell(ours)] for theirs, ours in zip(seednet, s9net, strict=True)]
+    return table(["rule", "bound", "SeedNet", "S9Net"], rows)
+
+
+def search_table() -> str:
+    with (ROOT / "assets" / "search.csv").open(newline="") as file:
+        trials = list(csv.DictReader(file))
+    accuracy = {row["candidate"]: float(row["held_out_accuracy"]) for row in trials}
+    rows = [
+        [
+            row["candidate"],
+            row["base"],
+            row["change"],
+            row["held_out_accuracy"],
+            f"{accuracy[row['candidate']] - accuracy[row['base']]:+.2f}" if row["base"] else "",
+            f"{int(row['parameters']):,}",
+            f"{int(row['multiply_adds']) / 1e6:.1f}",
+            row["seconds_an_epoch"],
+        ]
+        for row in sorted(trials, key=lambda row: -float(row["held_out_accuracy"]))
+    ]
+    titles = ["candidate", "base", "what it changes", "percent right", "gain", "parameters", "million multiply-adds"]
+    return table([*titles, "seconds an epoch"], rows)
+
+
+def seeds_table() -> str:
+    rows = [
+        [row["seed"], f"{row['test_accuracy']:.2f} %", f"{row['flip_averaged_accuracy']:.2f} %", f"`{row['run']}`"]
+        for row in SEEDS
+    ]
+    columns = [[row[key] for row in SEEDS] for key in ("test_accuracy", "flip_averaged_accuracy")]
+    means = [f"**{statistics.mean(column):.2f} %** ± {statistics.stdev(column):.2f}" for column in columns]
+    return table(["seed", "one pass", "mean of image and mirror image", "run"], [*rows, ["mean, n = 3", *means, ""]])
+
+
+def public_table() -> str:
+    mean = statistics.mean(row["test_accuracy"] for row in SEEDS)
+    ours = {"solution": "**S9Net**, mean of three seeds", "parameters": SEEDS[0]["parameters"], "epochs": 25}
+    ours |= {"test_accuracy": mean, "data": "shared copy", "source": "this kit"}
+    rows = sorted([*_asset("public"), ours], key=lambda row: -row["test_accuracy"])
+    cells = [
+        [
+            row["solution"],
+            f"{row['parameters']:,}",
+            row["epochs"],
+            f"{row['test_accuracy']:.2f} %",
+            row["data"],
+            row["source"],
+        ]
+        for row in rows
+    ]
+    return table(["solution", "parameters", "epochs", "test accuracy", "copy of the data", "source"], cells)
 
 
 def _asset(name: str):
@@ -88,6 +160,12 @@ BLOCKS = {
     "receptive field": fields_table,
     "log": lambda: fenced(utils.history_log(history("seednet"), 10_000)),
     "ladder": ladder_table,
+    "brief": brief_table,
+    "search": search_table,
+    "S9Net's summary": lambda: fenced(layer_summary(S9Net(), (3, 32, 32))),
+    "S9Net's log": lambda: fenced(utils.history_log(history("s9net"), 10_000)),
+    "seeds": seeds_table,
+    "public": public_table,
     "reviewers": reviewers_table,
     "results": results_table,
     "survival": survival_table,

@@ -7,7 +7,8 @@ import pytest
 import torch
 from check_jsonschema import main as check_jsonschema
 from click.testing import CliRunner
-from readme_blocks import RESULTS, ROOT, history, with_blocks
+from PIL import Image
+from readme_blocks import RESULTS, ROOT, SEEDS, history, with_blocks
 
 import utils
 
@@ -34,6 +35,10 @@ def test_every_percentage_in_the_readme_was_measured():
     for path in (ROOT / "assets" / "runs").glob("*.jsonl"):
         for record in utils.read_history(path):
             measured |= {record["test_accuracy"], record["train_accuracy"]}
+    for key in ("test_accuracy", "flip_averaged_accuracy"):
+        accuracies = pd.Series([row[key] for row in SEEDS])
+        measured |= {*accuracies, accuracies.mean()}
+    measured |= set(pd.read_json(ROOT / "assets" / "public.json").test_accuracy)
     said = re.findall(r"(\d+\.\d+) ?%", README)
     assert said
     for number in said:
@@ -49,12 +54,12 @@ def test_links_lead_somewhere():
         assert anchor in headings, anchor
 
 
-def test_python_blocks_of_the_readme_run(tmp_path, image_folders, monkeypatch):
-    """The three uses, with a small data set in place of the reader's."""
+def test_python_blocks_of_the_readme_run(tmp_path, image_folders, monkeypatch, capsys):
+    """All uses, with a small data set in place of the reader's."""
     from torch import nn
 
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     data = utils.load_data(image_folders, tmp_path / "data")
     data = data._replace(train_images=data.train_images.repeat(13, 1, 1, 1), train_labels=data.train_labels.repeat(13))
     load_data = utils.load_data
@@ -71,8 +76,10 @@ def test_python_blocks_of_the_readme_run(tmp_path, image_folders, monkeypatch):
         "labels": labels,
         "MyNetwork": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)),
     }
+    Image.new("RGB", (300, 200), "skyblue").save("my-picture.jpg")
     for block in blocks:
         exec(block, namespace)
+    assert sorted(eval(capsys.readouterr().out.splitlines()[0])) == sorted(utils.CIFAR10_CLASSES)
     assert len(namespace["data"].classes) == 2
     assert (tmp_path / "runs" / "mine" / "history.jsonl").exists()
     assert len(namespace["history"]) == 10
