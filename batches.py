@@ -19,6 +19,13 @@ def channel_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return mean.float().round(decimals=4), variance.sqrt().float().round(decimals=4)
 
 
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy to the device; to a GPU from pinned memory, which it reads beside other work."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 IGNORED = -100  # a label that torch's losses leave out
 
 
@@ -56,12 +63,13 @@ class Batches:
         world: World = World(),  # noqa: B008 - immutable
     ):
         n, self.channels, self.height, self.width = images.shape
+        device = torch.device(device)
         # One long list of pixels: shuffling, cropping and flipping a batch is then a single look-up.
-        self.pixels = images.to(device).permute(0, 2, 3, 1).reshape(-1, self.channels)
-        self.labels = labels.to(device)
+        self.pixels = to_device(images, device).permute(0, 2, 3, 1).reshape(-1, self.channels)
+        self.labels = to_device(labels, device)
         self.scale = (1 / (255 * std)).repeat(self.height * self.width).to(device)
         self.shift = (-mean / std).repeat(self.height * self.width).to(device)
-        self.n, self.batch_size, self.device = n, batch_size, torch.device(device)
+        self.n, self.batch_size, self.device = n, batch_size, device
         self.shuffle, self.crop, self.flip, self.cutout = shuffle, crop, flip, cutout
         self.seed, self.epoch, self.world = seed, 0, world
 
@@ -86,7 +94,7 @@ class Batches:
             "cut_y": draw(self.height),
             "cut_x": draw(self.width),
         }
-        drawn = {name: values.to(self.device) for name, values in drawn.items()}
+        drawn = {name: to_device(values, self.device) for name, values in drawn.items()}
         for start in range(0, self.n, self.batch_size):
             end = min(start + self.batch_size, self.n)
             mine = slice(start + self.world.rank, end, self.world.size)

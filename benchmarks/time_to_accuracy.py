@@ -10,9 +10,10 @@ import measuring
 from training_speed import our_run, seconds_an_epoch
 
 import utils
-from train import EXPERIMENTS, LADDER
+from train import EXPERIMENTS, LADDER, LAST_RUNGS
 
 GOALS = (38.46, 85.0)
+RUNGS = [*LADDER, *list(LAST_RUNGS)[1:]]
 
 
 def epochs_until(goal: float, history: list[dict]) -> int | None:
@@ -27,9 +28,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     data = utils.load_data()
-    histories = {run: utils.read_history(measuring.ROOT / "assets" / "runs" / f"{run}.jsonl") for run in LADDER}
+    histories = {run: utils.read_history(measuring.ROOT / "assets" / "runs" / f"{run}.jsonl") for run in RUNGS}
 
-    sides = {run: lambda run=run: seconds_an_epoch(our_run, EXPERIMENTS[run], data, given.steps) for run in LADDER}
+    sides = {run: lambda run=run: seconds_an_epoch(our_run, EXPERIMENTS[run], data, given.steps) for run in RUNGS}
     times = measuring.take_turns(sides, given.rounds)
     for goal in GOALS:
         reached = {run: epochs for run, history in histories.items() if (epochs := epochs_until(goal, history))}

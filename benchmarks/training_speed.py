@@ -16,7 +16,7 @@ import training
 import utils
 from train import EXPERIMENTS
 
-BENCHES = {"ladder-4": "train-seednet", "s9net": "train-s9net"}
+BENCHES = {"seednet": "train-seednet", "s9net": "train-s9net"}
 EPOCH = 50_000
 
 

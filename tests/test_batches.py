@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,6 +7,7 @@ from torchvision.transforms.v2 import Normalize
 from tqdm import tqdm
 
 import utils
+from batches import to_device
 from utils import Batches, Recipe, channel_statistics
 
 PLAIN = {"mean": torch.zeros(3), "std": torch.ones(3)}
@@ -104,3 +107,12 @@ def test_augmented_versions_begin_with_the_image(random_data):
     assert versions.dtype == torch.uint8
     assert torch.equal(versions[0], random_data.train_images[5])
     assert len({version.contiguous().numpy().tobytes() for version in versions}) > 5
+
+
+def test_copies_to_a_gpu_are_pinned_and_to_a_cpu_are_none():
+    values = torch.arange(3)
+    assert to_device(values, torch.device("cpu")) is values
+    recorded = Mock()  # there may be no GPU to copy to
+    copied = to_device(recorded, torch.device("cuda", 1))
+    recorded.pin_memory.return_value.to.assert_called_once_with(torch.device("cuda", 1), non_blocking=True)
+    assert copied is recorded.pin_memory.return_value.to.return_value

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,7 +8,10 @@ from torch import nn
 
 import models
 import search
+import utils
 from models import DepthwiseDilatedConv2d, Dropout, S9Net, SeedNet, StrideDilatedConv2d
+
+ASSETS = Path(models.__file__).parent / "assets"
 
 # Parameters by hand: DW(i, o) has 9i + io + 2o, a dense 3x3 convolution 9io, a 1x1 one io.
 SEPARABLE = [(3, 32), (32, 64), (32, 64), (64, 128), (64, 128), (128, 128), (64, 64), (64, 32)]
@@ -224,3 +230,12 @@ def test_weights_that_are_missing_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "WEIGHTS", tmp_path / "s9net.pt")
     with pytest.raises(FileNotFoundError, match=r"s9net\.pt is missing"):
         S9Net.pretrained()
+
+
+def test_pretrained_weights_classify_as_recorded(cifar10):
+    recorded = {row["run"]: row["test_accuracy"] for row in json.loads((ASSETS / "results.json").read_text())}
+    part = cifar10._replace(test_images=cifar10.test_images[:1500], test_labels=cifar10.test_labels[:1500])
+    predicted, _ = utils.predict(S9Net.pretrained(), part, device="cpu")
+    accuracy = 100 * (predicted == part.test_labels.numpy()).mean()
+    assert accuracy == pytest.approx(recorded["s9net"], abs=2)  # a part of the test set: 0.7 points are one deviation
+    assert models.WEIGHTS.stat().st_size < 1_000_000
