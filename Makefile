@@ -10,7 +10,7 @@ notebook: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2
 	S9_PROFILE=smoke $(BIN)/python -m pytest -x --nbval-lax --nbval-current-env S9.ipynb
 
 # The tests with the oldest versions that requirements.txt allows, in an environment of their own.
@@ -18,11 +18,11 @@ oldest:
 	$(PYTHON) -m venv .venv-oldest
 	sed 's/>=/==/' requirements.txt > .venv-oldest/requirements.txt
 	.venv-oldest/bin/python -m pip install -r .venv-oldest/requirements.txt
-	OMP_WAIT_POLICY=PASSIVE .venv-oldest/bin/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE .venv-oldest/bin/python -m pytest -n 2
 
 # The tests with every warning as an error, torch's, numpy's, matplotlib's and scikit-learn's among them.
 warnings: .venv/installed
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -W error
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 -W error
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -223,7 +223,7 @@ def plot_ladder(rungs: dict[str, list[dict]], caption: str) -> plt.Figure:
     """
     last = [history[-1]["test_accuracy"] for history in rungs.values()]
     gains = [after - before for before, after in pairwise(last)]
-    title = f"From {last[0]:.1f} % to {last[-1]:.1f} %, one change at a time"
+    title = f"From {last[0]:.1f} % to {last[-1]:.1f} %"
     height = max(4.5, 0.75 * len(rungs) + 1.6)
     figure, axes = _figure(1, 2, 13, height, title, caption, gridspec_kw={"width_ratios": [1.25, 1]})
     bars, curves = axes[0]
@@ -288,19 +288,21 @@ def plot_attention(
     return figure
 
 
-def beside(*figures: plt.Figure) -> Image.Image:
-    """Figures side by side in one picture, as high as the highest of them."""
+def beside(*figures: plt.Figure) -> bytes:
+    """Figures side by side in one picture, as a PNG file."""
     pictures = []
     for figure in figures:
         figure.savefig(file := io.BytesIO(), format="png")
         pictures.append(Image.open(file).convert("RGB"))
+    gap = 40  # pixels
+    width = sum(picture.width + gap for picture in pictures) - gap
     height = max(picture.height for picture in pictures)
-    both = Image.new("RGB", (sum(picture.width for picture in pictures), height), "white")
-    left = 0
+    together, left = Image.new("RGB", (width, height), "white"), 0
     for picture in pictures:
-        both.paste(picture, (left, 0))
-        left += picture.width
-    return both
+        together.paste(picture, (left, 0))
+        left += picture.width + gap
+    together.save(file := io.BytesIO(), format="png")
+    return file.getvalue()
 
 
 # ------------------------------------------------------------------------------------------------ architecture picture

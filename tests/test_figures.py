@@ -1,9 +1,11 @@
+import io
 import xml.etree.ElementTree as ET
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import confusion_matrix
 from torch import nn
 
@@ -140,11 +142,11 @@ def test_figures_stand_side_by_side():
     figures = [plt.figure(figsize=size, dpi=50) for size in ((2, 3), (4, 1))]
     plt.close("all")  # as all figures of this module are
     figures[1].patch.set_facecolor("red")
-    both = np.asarray(utils.beside(*figures))
-    assert both.shape == (150, 300, 3)
-    assert (both[:, :100] == 255).all()
-    assert (both[:50, 100:] == (255, 0, 0)).all()
-    assert (both[50:, 100:] == 255).all()
+    both = np.asarray(Image.open(io.BytesIO(utils.beside(*figures))))
+    assert both.shape == (150, 100 + 40 + 200, 3)
+    assert (both[:, :140] == 255).all()
+    assert (both[:50, 140:] == (255, 0, 0)).all()
+    assert (both[50:, 140:] == 255).all()
 
 
 def test_mistakes_are_the_surest_ones(digits):

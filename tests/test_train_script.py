@@ -36,7 +36,7 @@ def test_experiments_build_and_their_initial_weights_follow_the_seed(name, state
 
 
 def test_a_rung_changes_what_it_says():
-    rungs = [train.EXPERIMENTS[name] for name in [*train.LADDER, *list(train.LAST_RUNGS)[1:]]]
+    rungs = [train.EXPERIMENTS[name] for name in [*train.LADDER, "ladder-5", "ladder-6", "s9net"]]
     changes = []
     for before, after in pairwise(rungs):
         recipes = asdict(before.recipe), asdict(after.recipe)
