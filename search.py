@@ -13,6 +13,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -227,10 +228,18 @@ def try_out(name: str, seed: int, epochs: int) -> dict:
     }
 
 
+def read_trials(path: Path) -> list[dict[str, str]]:
+    """The rows of a search.csv; none if it is not there yet."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def keep(row: dict) -> None:
     """Add a row to assets/search.csv, in place of an earlier one of the same candidate, seed and epochs."""
     path = ASSETS / "search.csv"
-    rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    rows = read_trials(path)
     same = [{key: str(row[key]) for key in ("candidate", "seed", "epochs")}.items() <= old.items() for old in rows]
     rows = [old for old, is_same in zip(rows, same, strict=True) if not is_same] + [row]
 

@@ -2,7 +2,6 @@
 them in again, between the comments that name them, after a run was recorded.
 """
 
-import csv
 import json
 import re
 import statistics
@@ -15,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 import utils  # noqa: E402
 from models import S9Net, SeedNet  # noqa: E402
 from review import check_brief, layer_summary, receptive_field  # noqa: E402
+from search import read_trials  # noqa: E402
 from train import LADDER, LAST_RUNGS  # noqa: E402
 
 RESULTS = json.loads((ROOT / "assets" / "results.json").read_text())
@@ -94,15 +94,14 @@ def brief_table() -> str:
 
 
 def search_table() -> str:
-    with (ROOT / "assets" / "search.csv").open(newline="") as file:
-        trials = list(csv.DictReader(file))
+    trials = read_trials(ROOT / "assets" / "search.csv")
     accuracy = {row["candidate"]: float(row["held_out_accuracy"]) for row in trials}
     rows = [
         [
             row["candidate"],
             row["base"],
             row["change"],
-            row["held_out_accuracy"],
+            f"{float(row['held_out_accuracy']):.2f}",
             f"{accuracy[row['candidate']] - accuracy[row['base']]:+.2f}" if row["base"] else "",
             f"{int(row['parameters']):,}",
             f"{int(row['multiply_adds']) / 1e6:.1f}",

@@ -1,5 +1,3 @@
-import csv
-
 import pytest
 import torch
 
@@ -34,7 +32,7 @@ def test_a_trial_is_a_row_and_replaces_its_earlier_one(tmp_path, monkeypatch, di
     for _ in range(2):
         assert search.main(["tiny", "--epochs", "2"]) == 0
     assert search.main(["tiny", "--epochs", "2", "--seed", "1"]) == 0
-    rows = list(csv.DictReader((tmp_path / "search.csv").open(newline="")))
+    rows = search.read_trials(tmp_path / "search.csv")
     assert [(row["candidate"], row["seed"]) for row in rows] == [("tiny", "0"), ("tiny", "1")]
     last = read_history(tmp_path / "runs" / "search-tiny-0-2" / "history.jsonl")[-1]
     assert float(rows[0]["held_out_accuracy"]) == pytest.approx(last["test_accuracy"], abs=0.005)
