@@ -73,12 +73,8 @@ class Block(nn.Module):
     def __init__(self, channels, dilation=1, expansion=0.0, glu=False, gate=0, relu_after=True, norm_between=True):
         super().__init__()
         inner = int(expansion * channels) if expansion else channels
-        looks = (
-            DepthwiseDilatedConv2d(channels, dilation)
-            if dilation > 1
-            else nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        )
-        layers = [looks, nn.BatchNorm2d(channels)] if norm_between else [looks]
+        layers = [DepthwiseDilatedConv2d(channels, dilation)]
+        layers += [nn.BatchNorm2d(channels)] if norm_between else []
         if expansion:
             wide = 2 * inner if glu else inner
             layers += [nn.Conv2d(channels, wide, 1, bias=False), nn.BatchNorm2d(wide)]
@@ -98,15 +94,12 @@ class Stages(nn.Module):
     Args:
         stages: (blocks, channels, size of the pool before, options of the blocks) each.
         dilated: in these stages every second block is dilated by two.
-        patch: the stem takes squares of 2x2 pixels as one.
     """
 
-    def __init__(self, *stages: tuple, dilated: tuple[int, ...] = (1,), patch: bool = False):
+    def __init__(self, *stages: tuple, dilated: tuple[int, ...] = (1,)):
         super().__init__()
         before = stages[0][1]
-        first = [nn.PixelUnshuffle(2), nn.Conv2d(12, before, 3, padding=1, bias=False)]
-        stem = first if patch else [nn.Conv2d(3, before, 3, padding=1, bias=False)]
-        layers = [*stem, nn.BatchNorm2d(before), nn.ReLU()]
+        layers = [nn.Conv2d(3, before, 3, padding=1, bias=False), nn.BatchNorm2d(before), nn.ReLU()]
         for index, (blocks, channels, pool, options) in enumerate(stages):
             if index:
                 layers += [nn.AvgPool2d(pool), nn.Conv2d(before, channels, 1, bias=False), nn.BatchNorm2d(channels)]

@@ -143,12 +143,13 @@ def chosen_data(given: argparse.Namespace) -> Data:
     return hold_out(data, given.validation) if given.validation else data
 
 
-def run_experiment(experiment: Experiment, run: str, given: argparse.Namespace) -> tuple[list[dict], torch.nn.Module]:
+def run_experiment(
+    experiment: Experiment, run: str, data: Data, given: argparse.Namespace
+) -> tuple[list[dict], torch.nn.Module]:
     """Train `experiment` as the run `run`, as the command line says, and return its history and network."""
     model = experiment.build()
     history = train(
-        model, chosen_data(given), experiment.recipe, run=run, root=given.root, verbose=not given.sweep,
-        compile_mode=given.compile,
+        model, data, experiment.recipe, run=run, root=given.root, verbose=not given.sweep, compile_mode=given.compile
     )  # fmt: skip
     return history, model
 
@@ -166,7 +167,7 @@ def sweep(experiments: dict[str, Experiment], given: argparse.Namespace) -> list
 
 def train_only(experiment: Experiment, run: str, given: argparse.Namespace) -> list[dict]:
     """What `run_experiment` returns without the network: all that a sweep sends back."""
-    return run_experiment(experiment, run, given)[0]
+    return run_experiment(experiment, run, chosen_data(given), given)[0]
 
 
 def summary(results: dict[str, list[float]]) -> str:
@@ -222,7 +223,8 @@ def main(arguments: list[str] | None = None) -> int:
         (name,) = given.names
         experiment, run = EXPERIMENTS[name].changed(given.set), given.run or name
         with joined() as world:
-            history, model = run_experiment(experiment, run, given)
+            data = chosen_data(given)
+            history, model = run_experiment(experiment, run, data, given)
     except (DataError, ValueError, FloatingPointError, MemoryError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -230,8 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130  # as the shell has it for Ctrl-C
     if given.record and world.is_main:
         command = "python train.py " + " ".join(arguments if arguments is not None else sys.argv[1:])
-        flip_averaged = flip_averaged_accuracy(model, chosen_data(given))
-        record(run, experiment, history, flip_averaged, command, given.root, ASSETS)
+        record(run, experiment, history, flip_averaged_accuracy(model, data), command, given.root, ASSETS)
         if given.weights:
             save_weights(model, ASSETS / "weights" / f"{run}.pt")
     return 0

@@ -13,7 +13,7 @@ import utils
 from train import EXPERIMENTS, LADDER, LAST_RUNGS
 
 GOALS = (38.46, 85.0)
-RUNGS = [*LADDER, *list(LAST_RUNGS)[1:]]
+RUNGS = list(LADDER | LAST_RUNGS)
 
 
 def epochs_until(goal: float, history: list[dict]) -> int | None:

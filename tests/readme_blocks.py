@@ -50,7 +50,7 @@ def results_table() -> str:
 
 def ladder_table() -> str:
     accuracy = {row["run"]: row["test_accuracy"] for row in RESULTS}
-    rungs = {run: change for run, change in (LADDER | LAST_RUNGS).items() if run in accuracy} | LADDER
+    rungs = LADDER | LAST_RUNGS | LADDER  # the rung that is in both keeps what the ladder says of it
     rows, before = [], None
     for rung, (run, change) in enumerate(rungs.items()):
         gain = "" if before is None else f"{accuracy[run] - before:+.2f}"
@@ -132,7 +132,11 @@ def seeds_table() -> str:
 
 def public_table() -> str:
     mean = statistics.mean(row["test_accuracy"] for row in SEEDS)
-    ours = {"solution": f"**S9Net**, mean of {len(SEEDS)} seeds", "parameters": SEEDS[0]["parameters"], "epochs": 25}
+    ours = {
+        "solution": f"**S9Net**, mean of {len(SEEDS)} seeds",
+        "parameters": SEEDS[0]["parameters"],
+        "epochs": SEEDS[0]["epochs"],
+    }
     ours |= {"test_accuracy": mean, "data": "shared copy", "source": "this kit"}
     rows = sorted([*_asset("public"), ours], key=lambda row: -row["test_accuracy"])
     cells = [
