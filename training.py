@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from batches import IGNORED, Batches, channel_statistics
 from checkpoints import Run, restore
 from dataset import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, Data, check_data, read_picture
+from memory import kept_for_reuse
 from optimizers import Muon, mixes_channels
 from parallel import World, average_statistics, by_main, current_world, data_parallel, total
 from randomness import epoch_seed, kept_random_states, seed_all
@@ -78,6 +79,7 @@ def train(
         checkpoint = by_main(world, home.load) if home else None
         history = restore(checkpoint, training.state) if checkpoint else []
         training.print_settings(done=len(history))
+        held.enter_context(kept_for_reuse())
         try:
             for epoch in range(len(history), recipe.epochs):
                 history.append(training.epoch(epoch))
