@@ -233,7 +233,6 @@ def _free_of_shift(output: torch.Tensor) -> torch.Tensor:
     return output - output.mean(1, keepdim=True)
 
 
-@torch.no_grad()
 def affine_equivalent(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """The matrix and bias that an affine network is worth, in eval mode.
 
@@ -242,20 +241,26 @@ def affine_equivalent(model: nn.Module, input_size: tuple[int, int, int]) -> tup
         network's logits; for one that ends in log_softmax up to that, which changes no class.
 
     Raises:
-        ValueError: the network is not affine.
+        ValueError: the network is not affine, or no gradient reaches its input.
     """
     model = copy.deepcopy(model).double().eval().cpu()
-    generator = torch.Generator().manual_seed(0)
-    excess = _superposition_excess(model, torch.randn(24, *input_size, generator=generator).double())
-    if excess is None or excess > AFFINE_TOLERANCE:
-        raise ValueError("affine_equivalent: this network is not affine, so that no matrix replaces it.")
-    origin = model(torch.zeros(1, *input_size, dtype=torch.double))
+    origin = model(torch.zeros(1, *input_size, dtype=torch.double)).detach()
     takes_softmax = torch.allclose(origin.logsumexp(1), origin.new_zeros(1), atol=1e-9)
     logits = _free_of_shift if takes_softmax else (lambda output: output)
-    size = origin.new_zeros(input_size).numel()
-    rows = [logits(model(part.view(-1, *input_size))) for part in torch.eye(size, dtype=torch.double).split(256)]
     bias = logits(origin)[0]
-    return torch.cat(rows) - bias, bias
+    images = torch.zeros(len(bias), *input_size, dtype=torch.double, requires_grad=True)
+    own_logits = logits(model(images)).diagonal()  # class k of image k, so that one backward pass gives all gradients
+    if not own_logits.requires_grad:
+        raise ValueError("affine_equivalent: no gradient reaches the input of this network (detached?).")
+    (gradients,) = torch.autograd.grad(own_logits.sum(), images)
+    matrix = gradients.flatten(1).T
+    with torch.no_grad():
+        others = torch.randn(24, *input_size, generator=torch.Generator().manual_seed(0)).double()
+        expected = logits(model(others))
+        excess = (others.flatten(1) @ matrix + bias - expected).abs().max()
+    if not excess <= AFFINE_TOLERANCE * (expected - bias).abs().max():
+        raise ValueError("affine_equivalent: this network is not affine, so that no matrix replaces it.")
+    return matrix, bias
 
 
 def check_linear_pairs(subject: Subject):

@@ -111,6 +111,8 @@ def test_affine_equivalent_of_any_affine_network():
         assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
     with pytest.raises(ValueError, match="not affine"):
         affine_equivalent(SeedNet(apply_relu=True), (3, 32, 32))
+    with torch.no_grad(), pytest.raises(ValueError, match="no gradient"):
+        affine_equivalent(plain, (3, 32, 32))
 
 
 def test_range_test_finds_the_edge_of_stability():

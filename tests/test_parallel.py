@@ -49,7 +49,9 @@ def torchrun(processes: int, *arguments) -> subprocess.CompletedProcess:
     """Run a script in several processes that find each other over the loopback address."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=ROOT)
+    return subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=240
+    )
 
 
 def processes_train(processes: int, folder: Path, name: str, run: str = "run") -> list[dict]:

@@ -358,6 +358,19 @@ def test_bf16_is_near_fp32(digits):
     np.testing.assert_allclose(quick, exact, atol=0.02)
 
 
+def test_fp16_takes_scaled_losses_and_the_same_steps(random_data, tmp_path, monkeypatch):
+    """As on a GPU without bf16; fp16 is refused on a CPU, which can do it all the same."""
+    exact, scaled = small_net(), small_net()
+    before = weights(exact)
+    expected = quiet(exact, random_data, TINY)
+    monkeypatch.setattr(training, "resolve_precision", lambda precision, device: torch.float16)
+    history = quiet(scaled, random_data, TINY, run="fp16", root=tmp_path)
+    assert history[-1]["train_loss"] == pytest.approx(expected[-1]["train_loss"], rel=0.05)
+    assert (weights(scaled) - weights(exact)).norm() < 0.1 * (weights(exact) - before).norm()
+    checkpoint = torch.load(tmp_path / "fp16" / "checkpoint.pt", weights_only=True)
+    assert checkpoint["scaler"]["scale"] > 1
+
+
 def test_seednet_learns_from_real_photographs(cifar10):
     """The student's first epoch of 98 steps ends at 26.39 %; 63 small steps must be clearly over chance."""
     torch.manual_seed(0)
