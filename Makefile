@@ -1,8 +1,9 @@
 # make notebook: execute S9.ipynb here, outputs in it.   make test: lint, tests, and S9.ipynb on a small data set.
+# make benchmarks: measure all that the README says of speed, on a machine that does nothing else (an hour).
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: notebook test oldest warnings clean
+.PHONY: notebook test benchmarks oldest warnings clean
 
 notebook: .venv/installed
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=-1 S9.ipynb
@@ -12,6 +13,18 @@ test: .venv/installed
 	$(BIN)/python -m ruff format --check .
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2
 	S9_PROFILE=smoke $(BIN)/python -m pytest -x --nbval-lax --nbval-current-env S9.ipynb
+
+benchmarks: .venv/installed
+	$(BIN)/python benchmarks/feed.py
+	for network in seednet s9net; do \
+	  $(BIN)/python benchmarks/training_speed.py $$network && \
+	  $(BIN)/python benchmarks/training_speed.py $$network --accuracy 2 || exit 1; \
+	done
+	$(BIN)/python benchmarks/time_to_accuracy.py
+	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/search_seconds.py
+	$(BIN)/python tests/readme_blocks.py
 
 # The tests with the oldest versions that requirements.txt allows, in an environment of their own. These may warn of
 # each other: matplotlib 3.9 calls what a newer pyparsing will take away.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -64,7 +65,9 @@ def data_parallel(model: nn.Module, world: World, device: torch.device) -> nn.Mo
     if device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # holds the same parameters and statistics
         return DistributedDataParallel(model, device_ids=[device.index or torch.cuda.current_device()])
-    return DistributedDataParallel(model, broadcast_buffers=False)
+    arguments = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in arguments else "broadcast_buffers"  # before torch 2.14
+    return DistributedDataParallel(model, **{name: False})
 
 
 def average_statistics(model: nn.Module, world: World) -> None:

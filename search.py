@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -64,21 +65,19 @@ class Block(nn.Module):
 
     Args:
         expansion: how many times as many channels there are between two pointwise convolutions; 0 for a single one.
-        glu: between the two pointwise convolutions one half of the channels scales the other, in place of a ReLU.
         gate: channels that a gate on the branch squeezes to; 0 for none.
         relu_after: a ReLU behind the sum.
         norm_between: BatchNorm between the depthwise and the pointwise convolution.
     """
 
-    def __init__(self, channels, dilation=1, expansion=0.0, glu=False, gate=0, relu_after=True, norm_between=True):
+    def __init__(self, channels, dilation=1, expansion=0, gate=0, relu_after=True, norm_between=True):
         super().__init__()
-        inner = int(expansion * channels) if expansion else channels
+        inner = expansion * channels if expansion else channels
         layers = [DepthwiseDilatedConv2d(channels, dilation)]
         layers += [nn.BatchNorm2d(channels)] if norm_between else []
         if expansion:
-            wide = 2 * inner if glu else inner
-            layers += [nn.Conv2d(channels, wide, 1, bias=False), nn.BatchNorm2d(wide)]
-        layers += [nn.GLU(dim=1) if glu else nn.ReLU()]
+            layers += [nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner)]
+        layers += [nn.ReLU()]
         layers += [nn.Conv2d(inner, channels, 1, bias=False), nn.BatchNorm2d(channels)]
         layers += [Gate(channels, gate)] if gate else []
         self.body = nn.Sequential(*layers)
@@ -135,14 +134,12 @@ class Prototype(nn.Module):
 
 
 LINEAR = {"relu_after": False}
-WIDE = LINEAR | {"expansion": 2}
-LEAN = WIDE | {"norm_between": False}
 
 
 def expanding(**options) -> Stages:
     """The stages of `expand-2` with other options of their blocks."""
-    wide = WIDE | options
-    return Stages((1, 32, 1, {"relu_after": wide["relu_after"]}), (8, 64, 2, wide), (1, 96, 2, wide))
+    wide = LINEAR | {"expansion": 2} | options
+    return Stages((1, 32, 1, LINEAR), (8, 64, 2, wide), (1, 96, 2, wide))
 
 
 def lean() -> Stages:
@@ -165,25 +162,11 @@ CANDIDATES = {
     "muon-gate": Candidate(
         "squeeze-and-excitation to 4", "expand-2-muon", lambda: expanding(gate=4), MUON
     ),
-    "muon-glu": Candidate(
-        "half of the channels between gate the other half", "expand-2-muon",
-        lambda: expanding(expansion=1.25, glu=True), MUON,
-    ),
     "muon-lean": Candidate(
         "no BatchNorm behind the depthwise convolutions of these blocks", "expand-2-muon", lean, MUON
     ),
-    "muon-relu": Candidate("a ReLU behind each sum", "expand-2-muon", lambda: expanding(relu_after=True), MUON),
     "muon-rate-0.1": Candidate("kernels turn twice as far", "expand-2-muon", expanding, replace(MUON, kernel_rate=0.1)),
     "lean-rate-0.025": Candidate("kernels turn half as far", "muon-lean", lean, replace(MUON, kernel_rate=0.025)),
-    "lean-128": Candidate("batches of 128", "muon-lean", lean, replace(MUON, batch_size=128)),
-    "lean-crop-2": Candidate("shifts of 2 pixels at most", "muon-lean", lean, replace(MUON, crop=2)),
-    "lean-32": Candidate(
-        "two blocks of 40 channels at 32x32, seven at 16x16", "muon-lean",
-        lambda: Stages((2, 40, 1, LINEAR), (7, 64, 2, LEAN), (1, 96, 2, LEAN)), MUON,
-    ),
-    "lean-16": Candidate(
-        "all at 16x16 from there", "muon-lean", lambda: Stages((1, 32, 1, LINEAR), (10, 64, 2, LEAN)), MUON
-    ),
 }  # fmt: skip
 
 
@@ -227,6 +210,21 @@ def read_trials(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def compared(path: Path) -> pd.DataFrame:
+    """A row a candidate of a search.csv, the best first.
+
+    `held_out_accuracy` is the mean over its seeds, of which there are `seeds`, and `gain` the mean of what it has more
+    than its base on the seeds that both have.
+    """
+    trials = pd.read_csv(path, keep_default_na=False)
+    trials = trials[trials.epochs == EPOCHS]
+    accuracy = trials.pivot(index="candidate", columns="seed", values="held_out_accuracy")
+    rows = trials.drop_duplicates("candidate").drop(columns="seed").set_index("candidate")
+    rows["seeds"], rows["held_out_accuracy"] = accuracy.count(axis=1), accuracy.mean(axis=1)
+    rows["gain"] = (accuracy - accuracy.reindex(rows.base.reindex(accuracy.index)).to_numpy()).mean(axis=1)
+    return rows.sort_values("held_out_accuracy", ascending=False).reset_index()
 
 
 def keep(row: dict) -> None:

@@ -77,7 +77,9 @@ LADDER = {  # the runs in order, and what each changes
 }
 LAST_RUNGS = {
     "ladder-4": "SeedNet, mended",
-    "s9net": "S9Net, batches of 256, weight decay, Muon",
+    "ladder-5": "S9Net in its place",
+    "ladder-6": "+ batches of 256, a rate of 0.15, weight decay",
+    "s9net": "+ Muon for the kernels that mix channels",
 }
 
 

@@ -1,6 +1,6 @@
 """The least time that a training step could take on this machine, from its arithmetic and from its memory."""
 
-import math
+from typing import NamedTuple
 
 import measuring
 import torch
@@ -13,32 +13,42 @@ from tracing import tensors_in
 
 
 class _Traffic(TorchDispatchMode):
-    """Counts the bytes that operations read and write, views left out."""
+    """Counts operations, and the bytes that they read and write, views left out."""
 
     def __init__(self):
         super().__init__()
-        self.bytes = 0
+        self.operations = self.bytes = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         output = function(*args, **(kwargs or {}))
         if not any(result.alias_info for result in function._schema.returns):
+            self.operations += 1
             self.bytes += sum(tensor.nbytes for tensor in tensors_in([args, kwargs or {}, output]))
         return output
 
 
-def work_of_a_step(experiment, data: utils.Data) -> tuple[int, int]:
-    """Floating-point operations of a training step of `experiment`, and bytes that its operations read and write."""
+class Work(NamedTuple):
+    """What a training step has to do."""
+
+    arithmetic: int  # floating-point operations of its convolutions and matrix products
+    traffic: int  # bytes that its operations read and write, each on its own
+    operations: int
+
+
+def work_of_a_step(experiment, data: utils.Data) -> Work:
+    """Forward and backward pass of `experiment` for one batch, the optimiser left out."""
     part = utils.subset(data, experiment.recipe.batch_size)
     run = training._Training(experiment.build(), part, experiment.recipe, utils.default_device(), False, None)
     run.network.train()
     images, labels = next(iter(run.batches))
-    counts = []
-    for counter in (FlopCounterMode(display=False), _Traffic()):
-        with counter:
-            loss, _ = run._loss(images, labels, len(labels))
-            loss.backward()
-        counts.append(counter.get_total_flops() if isinstance(counter, FlopCounterMode) else counter.bytes)
-    return counts[0], counts[1]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run._loss(images, labels, len(labels))
+    with _Traffic() as traffic:
+        loss, _ = run._loss(images, labels, len(labels))
+        loss.backward()
+    # The gradients of a layer's input and of its weights take as much as the layer each. (The counter's own number for
+    # them is too high: it takes those of a depthwise convolution for those of a dense one.)
+    return Work(3 * counter.get_total_flops(), traffic.bytes, traffic.operations)
 
 
 def arithmetic_rate(dtype: torch.dtype, size: int = 2048) -> float:
@@ -54,13 +64,11 @@ def copy_rate(megabytes: int = 256) -> float:
     return 2 * source.nbytes / min(measuring.seconds(lambda: target.copy_(source)) for _ in range(8))
 
 
-def floor(work: tuple[int, int], steps: float) -> dict[str, float]:
-    """Seconds that `steps` steps of (operations, bytes) take at least, by arithmetic in bf16 and by memory."""
-    operations, traffic = work
+def floor(work: Work, steps: float) -> dict[str, float]:
+    """Seconds that `steps` steps take at least, by arithmetic in bf16 and by memory."""
     rates = arithmetic_rate(torch.bfloat16), copy_rate()
     print(f"bf16 {rates[0] / 1e9:.0f} GFLOP/s, copy {rates[1] / 1e9:.1f} GB/s")
-    print(f"a step: {operations / 1e9:.1f} GFLOP, {traffic / 1e9:.2f} GB read and written")
     return {
-        "floor by arithmetic": math.ceil(1000 * steps * operations / rates[0]) / 1000,
-        "floor by memory, each operation on its own": math.ceil(1000 * steps * traffic / rates[1]) / 1000,
+        "floor: by arithmetic": steps * work.arithmetic / rates[0],
+        "floor: by memory, each operation on its own": steps * work.traffic / rates[1],
     }

@@ -70,8 +70,12 @@ def main() -> None:
     sides = {side: lambda run=run: seconds_an_epoch(run, experiment, data, given.steps) for side, run in runs.items()}
     values = measuring.take_turns(sides, given.rounds)
     measuring.record(bench, values, "s/epoch", data)
-    bounds = floor(work_of_a_step(experiment, data), EPOCH / experiment.recipe.batch_size)
+    work = work_of_a_step(experiment, data)
+    bounds = floor(work, EPOCH / experiment.recipe.batch_size)
     measuring.record(bench, {name: [value] for name, value in bounds.items()}, "s/epoch", None)
+    units = {"arithmetic": (work.arithmetic / 1e9, "GFLOP"), "traffic": (work.traffic / 1e9, "GB")}
+    for case, (value, unit) in (units | {"operations": (work.operations, "operations")}).items():
+        measuring.record(bench, {f"a step: {case}": [value]}, unit, None)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 import utils  # noqa: E402
 from models import S9Net, SeedNet  # noqa: E402
 from review import check_brief, layer_summary, receptive_field  # noqa: E402
-from search import read_trials  # noqa: E402
+from search import compared  # noqa: E402
 from train import LADDER, LAST_RUNGS  # noqa: E402
 
 RESULTS = json.loads((ROOT / "assets" / "results.json").read_text())
@@ -94,23 +94,22 @@ def brief_table() -> str:
 
 
 def search_table() -> str:
-    trials = read_trials(ROOT / "assets" / "search.csv")
-    accuracy = {row["candidate"]: float(row["held_out_accuracy"]) for row in trials}
     rows = [
         [
-            row["candidate"],
-            row["base"],
-            row["change"],
-            f"{float(row['held_out_accuracy']):.2f}",
-            f"{accuracy[row['candidate']] - accuracy[row['base']]:+.2f}" if row["base"] else "",
-            f"{int(row['parameters']):,}",
-            f"{int(row['multiply_adds']) / 1e6:.1f}",
-            row["seconds_an_epoch"],
+            row.candidate,
+            row.base,
+            row.change,
+            f"{row.held_out_accuracy:.2f}",
+            row.seeds,
+            f"{row.gain:+.2f}" if row.base else "",
+            f"{row.parameters:,}",
+            f"{row.multiply_adds / 1e6:.1f}",
+            row.seconds_an_epoch,
         ]
-        for row in sorted(trials, key=lambda row: -float(row["held_out_accuracy"]))
+        for row in compared(ROOT / "assets" / "search.csv").itertuples()
     ]
-    titles = ["candidate", "base", "what it changes", "percent right", "gain", "parameters", "million multiply-adds"]
-    return table([*titles, "seconds an epoch"], rows)
+    titles = ["candidate", "base", "what it changes", "percent right", "seeds", "gain", "parameters"]
+    return table([*titles, "million multiply-adds", "seconds an epoch"], rows)
 
 
 def seeds_table() -> str:
@@ -125,7 +124,7 @@ def seeds_table() -> str:
     ]
     columns = [[row[key] for row in SEEDS] for key in keys]
     means = [f"**{statistics.mean(column):.2f} %** ± {statistics.stdev(column):.2f}" for column in columns]
-    rows += [[f"mean, n = {len(SEEDS)}", *means, f"{statistics.mean(minutes.values()):.0f}", ""]]
+    rows += [[f"mean, n = {len(SEEDS)}", *means, "", ""]]
     titles = ["seed", "one pass", "mean of image and mirror image", "minutes (25 of the median epoch)", "run"]
     return table(titles, rows)
 
@@ -151,6 +150,107 @@ def public_table() -> str:
         for row in rows
     ]
     return table(["solution", "parameters", "epochs", "test accuracy", "copy of the data", "source"], cells)
+
+
+def benchmarks(*names: str) -> list[dict]:
+    """The records of the benchmarks of these names."""
+    return [row for row in _asset("benchmarks") if row["bench"] in names]
+
+
+def value_of(bench: str, side: str, case: str = "", unit: str | None = None) -> float:
+    """The one record of that bench, side, case and, where there are several, unit."""
+    (row,) = [
+        row for row in benchmarks(bench) if (row["side"], row["case"]) == (side, case) and unit in (None, row["unit"])
+    ]
+    return row["value"]
+
+
+def benchmark_row(row: dict, *cells) -> list:
+    what = row["side"] + (f", {row['case']}" if row["case"] else "")
+    return [row["bench"], what, *cells, f"{row['value']:,g} {row['unit']}", f"{row['spread']:,g}", row["n"]]
+
+
+def speed_table() -> str:
+    rows = []
+    for row in benchmarks("feed", "train-seednet", "train-s9net"):
+        if row["unit"] not in ("images/s", "s/epoch"):
+            continue
+        ours = value_of(row["bench"], "ours", unit=row["unit"])
+        times = ours / row["value"] if row["unit"] == "images/s" else row["value"] / ours
+        rows.append([*benchmark_row(row), f"{times:.2g}", f"`{row['command']}`"])
+    feeding, said = 50_000 / value_of("feed", "ours"), []
+    for bench, network in (("train-seednet", "SeedNet"), ("train-s9net", "S9Net")):
+        seconds = value_of(bench, "ours", unit="s/epoch")
+        least = max(row["value"] for row in benchmarks(bench) if row["side"] == "floor")
+        said.append(
+            f"An epoch of {network} takes {seconds:.0f} s, {seconds / least:.1f} times its higher floor; one part in "
+            f"{seconds / feeding:.0f} of that is feeding."
+        )
+    titles = ["bench", "side", "median", "spread", "n", "times as long as ours", "command"]
+    return f"{table(titles, rows)}\n\n{' '.join(said)}"
+
+
+def same_accuracy_table() -> str:
+    rows = [
+        [row["bench"].removeprefix("train-"), row["side"], row["case"], f"{row['value']:.2f} %", f"`{row['command']}`"]
+        for row in benchmarks("train-seednet", "train-s9net")
+        if row["unit"] == "percent"
+    ]
+    return table(["network", "side", "what", "value", "command"], rows)
+
+
+def time_to_accuracy_table() -> str:
+    reached: dict[str, dict[str, str]] = {}
+    for row in benchmarks("time-to-accuracy"):
+        run, goal, epochs = re.fullmatch(r"(.+), to (.+ %) in (\d+) epochs", row["case"]).groups()
+        reached.setdefault(run, {})[goal] = f"{row['value']:,.0f} s ({epochs} epochs)"
+    goals = list(dict.fromkeys(goal for goals in reached.values() for goal in goals))
+    rows = [[f"`{run}`", *(times.get(goal, "never") for goal in goals)] for run, times in reached.items()]
+    return table(["run", *(f"until {goal}" for goal in goals)], rows)
+
+
+def cost_table() -> str:
+    names = ("cost-images", "cost-batch", "cost-size")
+    memory = {(row["bench"], row["case"]): row for row in benchmarks(*names) if row["unit"] == "MB"}
+    rows = []
+    for row in benchmarks(*names):
+        if row["unit"] == "s/epoch":
+            grown = memory[row["bench"], "memory, " + row["case"]]
+            rows.append([row["bench"], row["case"], f"{row['value']:g}", f"{grown['value']:,g}"])
+    return table(["bench", "case", "seconds an epoch", "peak memory of training, MB"], rows)
+
+
+def processes_table() -> str:
+    rows = [[row["case"], f"{row['value']:g}", f"{row['spread']:g}", row["n"]] for row in benchmarks("ddp")]
+    return table(["processes", "seconds an epoch", "spread", "n"], rows)
+
+
+GPU_MEMORY, LAUNCH, MESSAGE, LINK = 3.35e12, 5e-6, 5e-6, 450e9  # bytes/s, s, s, bytes/s: H100 SXM; see eight_gpus
+
+
+def eight_gpus() -> str:
+    """What to expect of eight H100, on paper, from a step of S9Net as it was measured.
+
+    3.35 TB/s of memory and 450 GB/s to each side of NVLink are the vendor's; 5 microseconds for a kernel's start, and
+    for a message, are rules of thumb.
+    """
+    traffic = 1e9 * value_of("train-s9net", "a step", "traffic")
+    operations = value_of("train-s9net", "a step", "operations")
+    gradient = 4 * SEEDS[0]["parameters"]
+    reduced = 2 * 7 * MESSAGE + 2 * 7 / 8 * gradient / LINK  # a ring of eight: fourteen messages
+    moved, started = traffic / GPU_MEMORY, operations * LAUNCH
+    shared, full = moved / (moved / 8 + reduced), 8 * moved / (moved + reduced)
+    return (
+        f"A step of 256 images moves {traffic / 1e9:.1f} GB, for which the memory of an H100 (3.35 TB/s) needs "
+        f"{1e3 * moved:.1f} ms, and consists of about {operations:,.0f} operations, which take {1e3 * started:.0f} ms "
+        f"to start at 5 µs each. The gradient is {gradient / 1e6:.2f} MB; a ring of eight adds it up in about "
+        f"{1e6 * reduced:.0f} µs, nearly all of it for its fourteen messages. So as it is, an epoch is bound by the "
+        "starting of operations, which eight GPUs have to do as often as one: with the recipe's 256 images a step they "
+        "gain nothing. With CUDA graphs (`--compile reduce-overhead`), which start all at once, they would be up to "
+        f"{shared:.1f} times as fast as one, and with eight times the batch, which is another recipe, up to "
+        f"{full:.1f} times. Eight runs at once (`--sweep`) are eight times as fast in any case, and that is what eight "
+        "GPUs are good for here."
+    )
 
 
 def _asset(name: str):
@@ -179,6 +279,12 @@ BLOCKS = {
     "reviewers": reviewers_table,
     "results": results_table,
     "survival": survival_table,
+    "speed": speed_table,
+    "same accuracy": same_accuracy_table,
+    "time to accuracy": time_to_accuracy_table,
+    "cost": cost_table,
+    "processes": processes_table,
+    "eight GPUs": eight_gpus,
 }
 
 

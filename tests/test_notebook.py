@@ -50,6 +50,8 @@ def test_cells_whose_output_must_not_change_are_tagged_and_have_one():
         "training",
         "checkpoints",
         "files",
+        "memory",
+        "randomness",
         "figures",
         "review",
         "brief",

@@ -8,7 +8,7 @@ import torch
 from check_jsonschema import main as check_jsonschema
 from click.testing import CliRunner
 from PIL import Image
-from readme_blocks import RESULTS, ROOT, SEEDS, history, with_blocks
+from readme_blocks import RESULTS, ROOT, SEEDS, benchmarks, history, value_of, with_blocks
 
 import utils
 
@@ -39,11 +39,38 @@ def test_every_percentage_in_the_readme_was_measured():
         accuracies = pd.Series([row[key] for row in SEEDS])
         measured |= {*accuracies, accuracies.mean()}
     measured |= set(pd.read_json(ROOT / "assets" / "public.json").test_accuracy)
+    measured |= {row["value"] for row in benchmarks("train-seednet", "train-s9net") if row["unit"] == "percent"}
     said = re.findall(r"(\d+\.\d+) ?%", README)
     assert said
     for number in said:
         digits = len(number.partition(".")[2])
         assert any(f"{value:.{digits}f}" == number for value in measured), f"{number} % is in no record"
+
+
+def test_benchmarks_are_whole():
+    """Each record says how it was made, and each bench has ours and what it is measured against."""
+    keys = {"bench", "side", "case", "value", "unit", "n", "spread", "device", "torch", "data", "command"}
+    names = [
+        "feed",
+        "train-seednet",
+        "train-s9net",
+        "time-to-accuracy",
+        "cost-images",
+        "cost-batch",
+        "cost-size",
+        "ddp",
+    ]
+    rows = benchmarks(*names)
+    assert {row["bench"] for row in rows} == set(names)
+    assert all(row.keys() == keys and row["n"] >= 1 and row["spread"] >= 0 for row in rows)
+    assert len({(row["device"], row["torch"]) for row in rows}) == 1, "of one machine, to be compared"
+    for row in rows:
+        script = row["command"].removeprefix("python ").split()[0]
+        assert (ROOT / script).exists(), script
+    for name in ("train-seednet", "train-s9net"):
+        assert value_of(name, "ours", unit="s/epoch") < value_of(
+            name, "plain fp32 NCHW with DataLoader", unit="s/epoch"
+        )
 
 
 def test_links_lead_somewhere():
