@@ -47,30 +47,35 @@ def one(images: int, batch: int, size: int) -> dict:
     return {"seconds": epoch["seconds"], "megabytes": (after - before) / 1024}
 
 
-def draw(points: dict[str, list]) -> None:
-    """assets/cost.png: a column for each axis, time above memory, both logarithmic."""
-    figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
+def named(images: int, batch: int, size: int) -> str:
+    """A point in words, as its records have it."""
+    return f"{images} images, batches of {batch}, {size}x{size} pixels"
+
+
+def draw() -> None:
+    """assets/cost.png from the records: a column for each axis, time above memory, all logarithmic."""
+    rows = [row for row in json.loads(measuring.RECORDS.read_text()) if row["bench"] in AXES]
+    records = {(row["bench"], row["case"]): row["value"] for row in rows}
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained", sharey="row")
     labels = {"cost-images": "training images", "cost-batch": "batch size", "cost-size": "pixels a side"}
-    for column, (bench, rows) in enumerate(points.items()):
-        place = {"cost-images": 0, "cost-batch": 1, "cost-size": 2}[bench]
-        x = [point[place] for point, _, _ in rows]
-        for row, (values, name) in enumerate((([s for _, s, _ in rows], "seconds an epoch"),
-                                              ([m for _, _, m in rows], "peak memory of training, MB"))):  # fmt: skip
-            axis = axes[row, column]
+    kinds = {"seconds an epoch": "", "peak memory of training, MB": "memory, "}
+    for column, (bench, points) in enumerate(AXES.items()):
+        x = [point[column] for point in points]
+        for axis, (label, prefix) in zip(axes[:, column], kinds.items(), strict=True):
+            values = [records[bench, prefix + named(*point)] for point in points]
             axis.loglog(x, values, "o-")
             power = 2 if bench == "cost-size" else 1
-            if bench != "cost-batch" or row:
-                axis.loglog(
-                    x, [values[-1] * (n / x[-1]) ** power for n in x], "--", color="grey", label="in proportion"
-                )
-                axis.legend()
-            axis.set(xlabel=labels[bench], ylabel=name)
+            line = [values[-1] * (n / x[-1]) ** power for n in x]
+            axis.loglog(x, line, "--", color="grey", label="in proportion" + " to the pixels" * (power == 2))
+            axis.legend(loc="upper left")
+            axis.set(xlabel=labels[bench], ylabel=label)
+            axis.yaxis.set_tick_params(labelleft=True)
             axis.set_xticks(x, map(str, x), rotation=30)
-            axis.minorticks_off()
+            axis.xaxis.minorticks_off()
             axis.grid(alpha=0.3)
     figure.suptitle(
-        "Time grows with the images, memory with the batch\n"
-        f"SeedNet, mended, one epoch on {measuring.device_name()}, torch {torch.__version__}",
+        "Time grows with the images and their pixels, memory with the batch\n"
+        f"SeedNet, mended, one epoch on {rows[0]['device']}, torch {rows[0]['torch']}",
         fontsize=14,
     )
     figure.savefig(measuring.ROOT / "assets" / "cost.png", dpi=100)
@@ -79,25 +84,20 @@ def draw(points: dict[str, list]) -> None:
 def main() -> None:
     """Measure all points, record and draw them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0 only draws what was recorded")
     parser.add_argument("--one", nargs=3, type=int, metavar=("IMAGES", "BATCH", "SIZE"), help="one point, as JSON")
     given = parser.parse_args()
     if given.one:
         print(json.dumps(one(*given.one)))
         return
-    points: dict[str, list] = {}
-    for bench, values in AXES.items():
-        for point in values:
+    for bench, points in AXES.items():
+        for point in points if given.rounds else []:
             command = [sys.executable, __file__, "--one", *map(str, point)]
             runs = [json.loads(subprocess.check_output(command).splitlines()[-1]) for _ in range(given.rounds)]
-            name = "{} images, batches of {}, {}x{} pixels".format(*point, point[2])
             times, memory = ([run[key] for run in runs] for key in ("seconds", "megabytes"))
-            measuring.record(bench, {f"ours: {name}": times}, "s/epoch", utils.load_data())
-            measuring.record(bench, {f"ours: memory, {name}": memory}, "MB", utils.load_data())
-            points.setdefault(bench, []).append(
-                (point, sorted(times)[len(times) // 2], sorted(memory)[len(memory) // 2])
-            )
-    draw(points)
+            measuring.record(bench, {f"ours: {named(*point)}": times}, "s/epoch", utils.load_data())
+            measuring.record(bench, {f"ours: memory, {named(*point)}": memory}, "MB", utils.load_data())
+    draw()
 
 
 if __name__ == "__main__":

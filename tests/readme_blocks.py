@@ -203,7 +203,7 @@ def time_to_accuracy_table() -> str:
     reached: dict[str, dict[str, str]] = {}
     for row in benchmarks("time-to-accuracy"):
         run, goal, epochs = re.fullmatch(r"(.+), to (.+ %) in (\d+) epochs", row["case"]).groups()
-        reached.setdefault(run, {})[goal] = f"{row['value']:,.0f} s ({epochs} epochs)"
+        reached.setdefault(run, {})[goal] = f"{row['value']:,.0f} s (epoch {epochs})"
     goals = list(dict.fromkeys(goal for goals in reached.values() for goal in goals))
     rows = [[f"`{run}`", *(times.get(goal, "never") for goal in goals)] for run, times in reached.items()]
     return table(["run", *(f"until {goal}" for goal in goals)], rows)
@@ -242,8 +242,8 @@ def eight_gpus() -> str:
     shared, full = moved / (moved / 8 + reduced), 8 * moved / (moved + reduced)
     return (
         f"A step of 256 images moves {traffic / 1e9:.1f} GB, for which the memory of an H100 (3.35 TB/s) needs "
-        f"{1e3 * moved:.1f} ms, and consists of about {operations:,.0f} operations, which take {1e3 * started:.0f} ms "
-        f"to start at 5 µs each. The gradient is {gradient / 1e6:.2f} MB; a ring of eight adds it up in about "
+        f"{1e3 * moved:.1f} ms, and consists of about {round(operations, -2):.0f} operations (and the "
+        f"optimiser's), which take {1e3 * started:.0f} ms and more to start at 5 µs each. The gradient is {gradient / 1e6:.2f} MB; a ring of eight adds it up in about "
         f"{1e6 * reduced:.0f} µs, nearly all of it for its fourteen messages. So as it is, an epoch is bound by the "
         "starting of operations, which eight GPUs have to do as often as one: with the recipe's 256 images a step they "
         "gain nothing. With CUDA graphs (`--compile reduce-overhead`), which start all at once, they would be up to "
