@@ -96,7 +96,7 @@ def test_search_draws_each_trial_where_it_belongs():
         {"candidate": "large", "held_out_accuracy": 84.3, "seconds_an_epoch": 90.0, "parameters": 190_000},
     ]
     figure = utils.plot_search(rows, CAPTION, chosen="large")
-    check(figure, "2 trials; the best, large, gets 84.3 %")
+    check(figure, "2 candidates; large was taken: 84.3 % of held-out images right at 90 s an epoch")
     dots = figure.axes[0].collections
     assert [dot.get_offsets().tolist() for dot in dots] == [[[50.0, 80.0]], [[90.0, 84.3]]]
     assert dots[0].get_sizes() < dots[1].get_sizes()
