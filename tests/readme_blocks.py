@@ -8,6 +8,8 @@ import statistics
 import sys
 from pathlib import Path
 
+import nbformat
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -126,6 +128,16 @@ def seeds_table() -> str:
     means = [f"**{statistics.mean(column):.2f} %** ± {statistics.stdev(column):.2f}" for column in columns]
     rows += [[f"mean, n = {len(SEEDS)}", *means, "", ""]]
     titles = ["seed", "one pass", "mean of image and mirror image", "minutes (25 of the median epoch)", "run"]
+    return table(titles, rows)
+
+
+def classes_table() -> str:
+    """From the reports of scikit-learn in the executed notebook, SeedNet's and then S9Net's."""
+    notebook = nbformat.read(ROOT / "S9.ipynb", as_version=4)
+    reports = ["".join(output.text for output in cell.outputs) for cell in notebook.cells if "_report(" in cell.source]
+    found = [re.findall(r"^ *(\w+) +(\d\.\d+) +(\d\.\d+) +\d\.\d+ +1000$", report, re.MULTILINE) for report in reports]
+    rows = [[name, *theirs, *ours] for (name, *theirs), (_, *ours) in zip(*found, strict=True)]
+    titles = ["class", "SeedNet, precision", "recall", "S9Net, precision", "recall"]
     return table(titles, rows)
 
 
@@ -276,6 +288,7 @@ BLOCKS = {
     "S9Net's summary": lambda: fenced(layer_summary(S9Net(), (3, 32, 32))),
     "S9Net's log": lambda: fenced(utils.history_log(history("s9net"), 10_000)),
     "seeds": seeds_table,
+    "classes": classes_table,
     "public": public_table,
     "reviewers": reviewers_table,
     "results": results_table,
