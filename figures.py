@@ -260,11 +260,12 @@ def plot_search(rows: list[dict], caption: str, chosen: str) -> plt.Figure:
     )
     figure, axes = _figure(1, 1, 11, 6.5, title, caption)
     axis = axes[0, 0]
-    for row in rows:
+    for index, row in enumerate(rows):
         colour = TRAIN_COLOUR if row["candidate"] == chosen else TEST_COLOUR
         place = row["seconds_an_epoch"], row["held_out_accuracy"]
         axis.scatter(*place, s=row["parameters"] / 1000, color=colour, alpha=0.7)
-        axis.annotate(row["candidate"], place, xytext=(7, 4), textcoords="offset points", fontsize=9)
+        beside = (7, 4 - 16 * (index % 2))  # above and below in turn, so that neighbours' names keep apart
+        axis.annotate(row["candidate"], place, xytext=beside, textcoords="offset points", fontsize=9)
     axis.set(xlabel="seconds an epoch", ylabel="percent of held-out images right")
     axis.margins(x=0.15)
     axis.grid(alpha=0.3)

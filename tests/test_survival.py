@@ -120,15 +120,19 @@ def test_the_stop_button_without_a_kept_run(digits, monkeypatch):
 
 
 def test_control_c_in_a_terminal_leaves_a_whole_checkpoint(tmp_path, expected):
-    process = start(survival.train, str(tmp_path))
-    while process.is_alive() and not (tmp_path / "run" / "history.jsonl").exists():
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
-    process.join()
+    for attempt in range(20):  # a quick machine may be through before the signal comes
+        folder = tmp_path / str(attempt)
+        process = start(survival.train, str(folder))
+        while process.is_alive() and not (folder / "run" / "history.jsonl").exists():
+            time.sleep(0.001)
+        os.kill(process.pid, signal.SIGINT)
+        process.join()
+        if len(content(folder)["history"]) < 6:
+            break
     assert process.exitcode == 0
-    assert len(content(tmp_path)["history"]) < 6
-    assert run(tmp_path) == 0
-    assert same(content(tmp_path), expected)
+    assert len(content(folder)["history"]) < 6
+    assert run(folder) == 0
+    assert same(content(folder), expected)
 
 
 def test_a_loss_that_is_not_finite_names_the_layer_and_keeps_the_last_checkpoint(tmp_path, digits, monkeypatch):
