@@ -1,64 +1,43 @@
-"""Freed memory is kept where it should be, by the system's own counts, in a process of its own."""
+"""The C library is told to keep freed memory, and told otherwise again afterwards, whatever happens between."""
 
 import ctypes
 import platform
-import subprocess
-import sys
-from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from memory import kept_for_reuse
 
-on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library, or no /proc")
-
-PRELUDE = """
-import resource
-import torch
-from memory import kept_for_reuse
-
-PAGE = resource.getpagesize()
-
-def pages_handed_out(megabytes=64):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(4):
-        torch.ones(megabytes * 2**20, dtype=torch.uint8)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-def resident_bytes():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * PAGE
-"""
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # glibc's malloc.h
 
 
-def execute(code: str) -> None:
-    """Run `code` in a new process, whose memory no other test has been through."""
-    root = Path(__file__).parent.parent
-    subprocess.run([sys.executable, "-c", PRELUDE + code], check=True, cwd=root, timeout=120)
+def test_glibc_keeps_memory_inside_and_gives_it_back_after_an_error(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    glibc = mock.Mock()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: glibc)
+
+    def stopped() -> None:
+        with kept_for_reuse():
+            assert glibc.mock_calls == [mock.call.mallopt(MMAP_MAX, 0), mock.call.mallopt(TRIM_THRESHOLD, -1)]
+            glibc.reset_mock()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert glibc.mock_calls[:-1] == [
+        mock.call.mallopt(MMAP_MAX, 65536),
+        mock.call.mallopt(MMAP_THRESHOLD, 32 * 2**20),
+        mock.call.mallopt(TRIM_THRESHOLD, 64 * 2**20),
+    ]
+    assert glibc.mock_calls[-1] == mock.call.malloc_trim(0)
 
 
-@on_glibc
-def test_freed_memory_is_used_again():
-    execute("""
-with kept_for_reuse():
-    assert min(pages_handed_out() for _ in range(4)) * PAGE < 16 * 2**20  # it may take a few until there is room
-assert pages_handed_out() * PAGE > 3 * 64 * 2**20
-""")
-
-
-@on_glibc
-def test_memory_goes_back_afterwards_also_after_an_error():
-    execute("""
-before = resident_bytes()
-try:
-    with kept_for_reuse():
-        torch.ones(256 * 2**20, dtype=torch.uint8)
-        assert resident_bytes() > before + 200 * 2**20
-        raise KeyboardInterrupt
-except KeyboardInterrupt:
-    pass
-assert resident_bytes() < before + 32 * 2**20
-""")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_glibc_takes_these_settings():
+    """mallopt gives 1 where it knows a setting and takes its value."""
+    glibc = ctypes.CDLL(None)
+    for setting, value in ((MMAP_MAX, 65536), (MMAP_THRESHOLD, 32 * 2**20), (TRIM_THRESHOLD, 64 * 2**20)):
+        assert glibc.mallopt(setting, value) == 1
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
