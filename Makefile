@@ -16,10 +16,10 @@ test: .venv/installed
 
 benchmarks: .venv/installed
 	$(BIN)/python benchmarks/feed.py
-	for network in seednet s9net; do \
-	  $(BIN)/python benchmarks/training_speed.py $$network && \
-	  $(BIN)/python benchmarks/training_speed.py $$network --accuracy 2 || exit 1; \
-	done
+	$(BIN)/python benchmarks/training_speed.py seednet --rounds 3
+	$(BIN)/python benchmarks/training_speed.py s9net --steps 24 --rounds 3
+	$(BIN)/python benchmarks/training_speed.py seednet --accuracy 2
+	$(BIN)/python benchmarks/training_speed.py s9net --accuracy 1
 	$(BIN)/python benchmarks/time_to_accuracy.py
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/processes.py

@@ -90,13 +90,14 @@ def main() -> None:
     if given.one:
         print(json.dumps(one(*given.one)))
         return
+    data = utils.load_data()
     for bench, points in AXES.items():
         for point in points if given.rounds else []:
             command = [sys.executable, __file__, "--one", *map(str, point)]
             runs = [json.loads(subprocess.check_output(command).splitlines()[-1]) for _ in range(given.rounds)]
             times, memory = ([run[key] for run in runs] for key in ("seconds", "megabytes"))
-            measuring.record(bench, {f"ours: {named(*point)}": times}, "s/epoch", utils.load_data())
-            measuring.record(bench, {f"ours: memory, {named(*point)}": memory}, "MB", utils.load_data())
+            measuring.record(bench, {f"ours: {named(*point)}": times}, "s/epoch", data)
+            measuring.record(bench, {f"ours: memory, {named(*point)}": memory}, "MB", data)
     draw()
 
 
