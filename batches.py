@@ -7,16 +7,21 @@ import torch
 from dataset import Data
 from parallel import World
 from randomness import epoch_seed
-from recipe import Recipe
+from recipe import Recipe, check_crop
 
 
 def channel_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each channel of uint8 images (N, C, H, W), in 0..1, to four digits."""
+    """Mean and standard deviation of each channel of uint8 images (N, C, H, W), in 0..1, to four digits.
+
+    A channel that is the same everywhere gets a deviation of 1, so that normalising leaves it at 0, as scikit-learn's
+    StandardScaler has it.
+    """
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = (counts * values).sum(1) / counts.sum(1)
     variance = (counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1)
-    return mean.float().round(decimals=4), variance.sqrt().float().round(decimals=4)
+    std = variance.sqrt().float().round(decimals=4)
+    return mean.float().round(decimals=4), torch.where(std > 0, std, 1.0)
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -45,6 +50,9 @@ class Batches:
             it may lie outside (DeVries and Taylor 2017, arXiv:1708.04552). 0 for none.
         world: where several processes share the work, each gets its part of every batch. Where a batch has fewer images
             than there are processes, some get an image with the label IGNORED.
+
+    Raises:
+        ValueError: `crop` reaches further than the image's mirror image.
     """
 
     def __init__(
@@ -63,6 +71,7 @@ class Batches:
         world: World = World(),  # noqa: B008 - immutable
     ):
         n, self.channels, self.height, self.width = images.shape
+        check_crop(crop, self.height, self.width)
         device = torch.device(device)
         # One long list of pixels: shuffling, cropping and flipping a batch is then a single look-up.
         self.pixels = to_device(images, device).permute(0, 2, 3, 1).reshape(-1, self.channels)
@@ -79,13 +88,16 @@ class Batches:
     def __iter__(self):
         """One epoch; the next one differs. Set `epoch` to repeat one."""
         # Drawn on the CPU, so that every device sees the same images, and at once, so that a GPU waits only once.
-        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+        shuffling, augmenting = (
+            torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch, stream))
+            for stream in ("order", "augmentation")
+        )
         self.epoch += 1
 
         def draw(high: int) -> torch.Tensor:
-            return torch.randint(high, (self.n,), generator=generator)
+            return torch.randint(high, (self.n,), generator=augmenting)
 
-        order = torch.randperm(self.n, generator=generator) if self.shuffle else torch.arange(self.n)
+        order = torch.randperm(self.n, generator=shuffling) if self.shuffle else torch.arange(self.n)
         drawn = {
             "index": order,
             "down": draw(2 * self.crop + 1) - self.crop,

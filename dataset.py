@@ -114,7 +114,7 @@ def check_data(data: Data) -> None:
 
 def subset(data: Data, count: int, seed: int = 0) -> Data:
     """`count` random training images of `data`, or all where there are no more, and all its test images."""
-    chosen = _shuffled(data, seed)[:count]
+    chosen = _shuffled(data, "subset", seed)[:count]
     copy = f"{data.copy}, {len(chosen):,} of its training images"
     return data._replace(train_images=data.train_images[chosen], train_labels=data.train_labels[chosen], copy=copy)
 
@@ -128,7 +128,7 @@ def hold_out(data: Data, count: int, seed: int = 0) -> Data:
     total = len(data.train_labels)
     if not 0 < count < total:
         raise DataError(f"{count} of {total} training images cannot be held out: choose 1 to {total - 1}.")
-    order = _shuffled(data, seed)
+    order = _shuffled(data, "hold_out", seed)
     held, kept = order[:count], order[count:]
     return data._replace(
         train_images=data.train_images[kept],
@@ -139,8 +139,10 @@ def hold_out(data: Data, count: int, seed: int = 0) -> Data:
     )
 
 
-def _shuffled(data: Data, seed: int) -> torch.Tensor:
-    return torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))
+def _shuffled(data: Data, purpose: str, seed: int) -> torch.Tensor:
+    """The training images' indices in an order that is another one for each purpose."""
+    mixed = np.random.SeedSequence((seed, *purpose.encode())).generate_state(1)[0]
+    return torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(int(mixed)))
 
 
 def _in_a_line(error: Exception) -> str:

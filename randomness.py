@@ -7,10 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+STREAMS = ("order", "augmentation", "dropout")  # what is drawn independently of the others
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """One seed for each epoch of each run."""
-    return (seed * 1_000_003 + epoch) % 2**63
+
+def epoch_seed(seed: int, epoch: int, stream: str, rank: int = 0) -> int:
+    """A seed for one stream of random numbers in one epoch of one process; all of them differ.
+
+    It has 32 bits, since torch's generator on a CPU ignores any others. numpy's SeedSequence mixes them.
+    """
+    return int(np.random.SeedSequence((seed, epoch, STREAMS.index(stream), rank)).generate_state(1)[0])
 
 
 def seed_all(seed: int) -> None:
@@ -29,6 +34,7 @@ def random_states() -> dict:
         "numpy": [name, keys.tolist(), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
     }
 
 
@@ -41,6 +47,8 @@ def set_random_states(states: dict) -> None:
     torch.set_rng_state(states["torch"])
     if len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
+    if states.get("mps") and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(*states["mps"])
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass, fields
+from pathlib import Path
 
+import numpy as np
 import torch
 
 
@@ -15,10 +17,10 @@ class Recipe:
     optimizer: str = "sgd"  # "sgd", "adamw", or "muon" for the kernels that mix channels and SGD for all others
     learning_rate: float = 0.01  # the highest of the schedule
     kernel_rate: float = 0.05  # "muon": how far a kernel turns in a step, as a share of its size, at the highest
-    momentum: float = 0.0  # of SGD and Muon
-    nesterov: bool = False  # Nesterov's form of it
+    momentum: float = 0.0  # "sgd", "muon"
+    nesterov: bool = False  # "sgd", "muon": Nesterov's form of it
     weight_decay: float = 0.0  # on matrices and kernels only, not on biases and normalisation
-    schedule: str = "step"  # "step", "one-cycle" or "constant"
+    schedule: str = "step"  # "step" or "one-cycle"
     step_epochs: int = 15  # "step": epochs until the rate falls
     step_factor: float = 0.1  # "step": what it is multiplied by
     warmup: float = 0.15  # "one-cycle": share of the steps in which the rate rises
@@ -34,7 +36,10 @@ class Recipe:
             if not holds:
                 raise ValueError(f"Recipe: {field}={getattr(self, field)!r} does not work; {remedy}.")
 
-        for field, default in {field.name: field.default for field in fields(self)}.items():
+        defaults = {field.name: field.default for field in fields(self)}
+        for field, default in defaults.items():
+            if isinstance(getattr(self, field), np.generic):  # such as an element of np.logspace
+                object.__setattr__(self, field, getattr(self, field).item())
             kinds = (int, float) if type(default) is float else (type(default),)
             check(type(getattr(self, field)) in kinds, field, f"give a value of type {kinds[-1].__name__}")
         for field, choices in RECIPE_CHOICES.items():
@@ -48,28 +53,54 @@ class Recipe:
             check(0 <= getattr(self, field) < 1, field, "give a number from 0 up to, but not including, 1")
         check(0 <= self.weight_decay < math.inf, "weight_decay", "give a number from 0 up")
         check(self.momentum > 0 or not self.nesterov, "nesterov", "give it a momentum over 0")
+        for field, (chooser, choices) in USED_BY.items():
+            unused = getattr(self, chooser) not in choices and getattr(self, field) != defaults[field]
+            remedy = f'{chooser}="{getattr(self, chooser)}" does not use it; leave it at {defaults[field]!r}'
+            check(not unused, field, remedy)
 
 
 RECIPE_CHOICES = {
     "optimizer": ("sgd", "adamw", "muon"),
-    "schedule": ("step", "one-cycle", "constant"),
+    "schedule": ("step", "one-cycle"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
+}
+
+USED_BY = {  # fields that only some choices of another field use
+    "step_epochs": ("schedule", ("step",)),
+    "step_factor": ("schedule", ("step",)),
+    "warmup": ("schedule", ("one-cycle",)),
+    "kernel_rate": ("optimizer", ("muon",)),
+    "momentum": ("optimizer", ("sgd", "muon")),
+    "nesterov": ("optimizer", ("sgd", "muon")),
 }
 
 SEED_RECIPE = Recipe()  # the student's; the augmentation behind it was not published, so there is none
 
 
-def check_recipe_fits(recipe: Recipe, images: int) -> None:
-    """Compare a recipe with the number of training images.
+def check_crop(crop: int, height: int, width: int) -> None:
+    """Compare a crop with the image that it shifts and mirrors at its rim.
+
+    Raises:
+        ValueError: the mirror image ends before the crop does.
+    """
+    most = min(height, width) - 1
+    if crop > most:
+        raise ValueError(f"Recipe: crop={crop} is too far for images of {height}x{width}; give {most} or less.")
+
+
+def check_recipe_fits(recipe: Recipe, images: torch.Tensor) -> None:
+    """Compare a recipe with the training images, (N, C, H, W).
 
     Raises:
         ValueError: they do not fit; the message names the field and the remedy.
     """
-    if recipe.batch_size > images:
+    count = len(images)
+    check_crop(recipe.crop, *images.shape[2:])
+    if recipe.batch_size > count:
         raise ValueError(
-            f"Recipe: batch_size={recipe.batch_size} is more than the {images} training images; give {images} or less."
+            f"Recipe: batch_size={recipe.batch_size} is more than the {count} training images; give {count} or less."
         )
-    steps = recipe.epochs * math.ceil(images / recipe.batch_size)
+    steps = recipe.epochs * math.ceil(count / recipe.batch_size)
     if recipe.schedule == "one-cycle" and (steps < 2 or 0 < recipe.warmup * steps <= 1):
         raise ValueError(
             f'Recipe: schedule="one-cycle" has no room to rise in {steps} steps; train for more epochs, in smaller '
@@ -78,8 +109,22 @@ def check_recipe_fits(recipe: Recipe, images: int) -> None:
 
 
 def default_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU where there is one, NVIDIA's or Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16; one that only emulates it is slower in it than in fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):  # not in torch 2.7
+        return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+    processor = Path("/proc/cpuinfo")
+    return processor.exists() and bool({"avx512_bf16", "amx_bf16"} & set(processor.read_text().split()))
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -88,12 +133,10 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     Raises:
         ValueError: the device cannot compute in this precision.
     """
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
-        automatic = torch.bfloat16 if has_bf16 else torch.float16
-    else:
-        has_bf16 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-        automatic = torch.bfloat16 if has_bf16 else torch.float32
-    if precision == "fp16" and device.type != "cuda":
-        raise ValueError('Recipe: precision="fp16" needs a GPU; choose "bf16", "fp32" or "auto".')
+    on_gpu = device.type == "cuda"
+    automatic = torch.bfloat16 if has_bf16(device) else torch.float16 if on_gpu else torch.float32
+    if precision == "fp16" and not on_gpu:
+        raise ValueError('Recipe: precision="fp16" needs an NVIDIA GPU; choose "fp32" or "auto".')
+    if precision == "bf16" and device.type != "cpu" and not has_bf16(device):
+        raise ValueError('Recipe: precision="bf16" is not what this GPU computes in; choose "auto" or "fp32".')
     return {"auto": automatic, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -67,7 +67,7 @@ def train(
     """
     device = torch.device(device) if device else default_device()
     check_data(data)
-    check_recipe_fits(recipe, len(data.train_labels))
+    check_recipe_fits(recipe, data.train_images)
     check_network(model, data)
     training = _Training(model, data, recipe, device, verbose, compile_mode)
     world = training.world
@@ -79,7 +79,8 @@ def train(
         checkpoint = by_main(world, home.load) if home else None
         history = restore(checkpoint, training.state) if checkpoint else []
         training.print_settings(done=len(history))
-        held.enter_context(kept_for_reuse())
+        if device.type == "cpu":
+            held.enter_context(kept_for_reuse())
         try:
             for epoch in range(len(history), recipe.epochs):
                 history.append(training.epoch(epoch))
@@ -131,8 +132,8 @@ class _Training:
     def epoch(self, number: int) -> dict:
         """Train and test once, and return the record."""
         started = time.perf_counter()
-        # Dropout; each process drops something else, and no two recipes' seeds lie so far apart.
-        torch.manual_seed(epoch_seed(self.recipe.seed + 2**31 * self.world.rank, number))
+        # Each process drops something else.
+        torch.manual_seed(epoch_seed(self.recipe.seed, number, "dropout", self.world.rank))
         self.batches.epoch = number
         if self.verbose:
             print(f"Epoch {number + 1}")
@@ -315,8 +316,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_e
             pct_start=recipe.warmup,
             cycle_momentum=False,
         )
-    factor = recipe.step_factor if recipe.schedule == "step" else 1.0
-    return torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_epochs * steps_per_epoch, factor)
+    return torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_epochs * steps_per_epoch, recipe.step_factor)
 
 
 def count_parameters(model: nn.Module) -> int:

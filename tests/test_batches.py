@@ -97,8 +97,49 @@ def test_cutout_blanks_one_square_whose_centre_lies_in_the_image(random_data, si
     assert blank[:, 0].any(0).all()  # it reaches every pixel
 
 
-def test_epoch_seeds_differ():
-    assert len({utils.epoch_seed(seed, epoch) for seed in range(20) for epoch in range(200)}) == 4000
+def test_epoch_seeds_differ_in_the_32_bits_that_torch_keeps():
+    seeds = [
+        utils.epoch_seed(seed, epoch, stream, rank) % 2**32
+        for seed in range(10) for epoch in range(30) for stream in ("order", "augmentation", "dropout")
+        for rank in range(4)
+    ]  # fmt: skip
+    assert len(set(seeds)) == len(seeds) == 3600
+
+
+def test_order_and_augmentation_are_drawn_independently(random_data):
+    """The same order with and without augmentation, and shifts that do not follow from the order's numbers."""
+    images = torch.arange(40, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 8, 8)
+
+    def labels(**options) -> list[int]:
+        batches = Batches(images, torch.arange(40), 40, **PLAIN, shuffle=True, seed=1, **options)
+        return next(iter(batches))[1].tolist()
+
+    assert labels() == labels(crop=4, flip=True)
+    plain = torch.Generator().manual_seed(utils.epoch_seed(1, 0, "order"))
+    assert labels() == torch.randperm(40, generator=plain).tolist()
+
+
+def test_a_constant_channel_becomes_zero(random_data):
+    images = random_data.train_images.clone()
+    images[:, 2] = 77
+    mean, std = channel_statistics(images)
+    batch, _ = next(iter(Batches(images, random_data.train_labels, 40, mean, std)))
+    assert batch.isfinite().all()
+    torch.testing.assert_close(batch[:, 2], torch.zeros(40, 32, 32), atol=1e-3, rtol=0)
+    torch.testing.assert_close(batch[:, :2].std((0, 2, 3)), torch.ones(2), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("size", "most"), [(32, 31), (8, 7)])
+def test_a_crop_that_leaves_the_mirror_image_is_refused(size, most):
+    """Up to one less than the image, every crop is one of the reflect-padded image itself."""
+    images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, size, size)
+    batches = Batches(images, torch.arange(6), 6, **PLAIN, crop=most)
+    batch, labels = next(iter(batches))
+    assert torch.equal((batch * 255).round().long(), labels[:, None, None, None].expand_as(batch))
+    with pytest.raises(
+        ValueError, match=f"crop={most + 1} is too far for images of {size}x{size}; give {most} or less"
+    ):
+        Batches(images, torch.arange(6), 6, **PLAIN, crop=most + 1)
 
 
 def test_augmented_versions_begin_with_the_image(random_data):

@@ -264,6 +264,7 @@ def test_hold_out_and_subset(random_data):
     assert kept | out == everything
     assert torch.equal(utils.hold_out(random_data, 10).test_images, held.test_images)
     part = utils.subset(random_data, 15)
+    assert not torch.equal(utils.subset(random_data, 10).train_images, held.test_images)
     assert len(part.train_images) == 15
     assert images_by_label(part.train_images, part.train_labels) < everything
     assert torch.equal(part.test_images, random_data.test_images)

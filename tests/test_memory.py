@@ -32,6 +32,20 @@ def test_glibc_keeps_memory_inside_and_gives_it_back_after_an_error(monkeypatch)
     assert glibc.mock_calls[-1] == mock.call.malloc_trim(0)
 
 
+def test_the_last_of_several_users_takes_the_setting_back(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    glibc = mock.Mock()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: glibc)
+    first, second = kept_for_reuse(), kept_for_reuse()
+    first.__enter__()
+    second.__enter__()
+    assert len(glibc.mock_calls) == 2
+    first.__exit__(None, None, None)
+    assert len(glibc.mock_calls) == 2
+    second.__exit__(None, None, None)
+    assert glibc.mock_calls[-1] == mock.call.malloc_trim(0)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_glibc_takes_these_settings():
     """mallopt gives 1 where it knows a setting and takes its value."""

@@ -90,7 +90,7 @@ def reference_training(model, data, recipe, learning_rates) -> nn.Module:
     learning_rates = iter(learning_rates)
     model.train()
     for epoch in range(recipe.epochs):
-        torch.manual_seed(utils.epoch_seed(recipe.seed, epoch))
+        torch.manual_seed(utils.epoch_seed(recipe.seed, epoch, "dropout"))
         for images, labels in batches:
             model.zero_grad()
             F.nll_loss(model(images).log_softmax(1), labels).backward()
