@@ -1,0 +1,1 @@
+"""Programs, run from the kit's folder as `python -m scripts.NAME`."""
