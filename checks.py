@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from brief import LEAST_FIELD
+from s9.brief import LEAST_FIELD
 from tracing import Operation, Trace, Value, receptive_field, tensors_in, trace
 
 SEVERITIES = ("error", "warning", "note")

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 import torchsummary
 from torch import nn
 
-from brief import Brief, Rule, check_brief, html_table
 from checks import (
     ADVICE,
     CHECKS,
@@ -27,7 +26,8 @@ from checks import (
     check_registration,
     learning_rate_range,
 )
-from randomness import kept_random_states
+from s9.brief import Brief, Rule, check_brief, html_table
+from s9.randomness import kept_random_states
 from tracing import ReceptiveField, receptive_field
 
 __all__ = [

@@ -1,10 +1,8 @@
 """All that the notebook uses, in one place; each part has a module of its own."""
 
 # ruff: noqa: F401 - imported to be passed on
-from batches import Batches, augmented_versions, channel_statistics
-from checkpoints import RunError, environment
-from dataset import CIFAR10_CLASSES, Data, DataError, hold_out, load_data, subset
-from figures import (
+from s9.batches import Batches, augmented_versions, channel_statistics
+from s9.figures import (
     beside,
     draw_onnx,
     export_onnx,
@@ -23,6 +21,9 @@ from figures import (
     plot_templates,
     surest_mistakes,
 )
-from randomness import epoch_seed
-from recipe import SEED_RECIPE, Recipe, default_device, resolve_precision
-from training import classify, count_parameters, history_log, predict, read_history, train
+from s9.loading import CIFAR10_CLASSES, Data, DataError, hold_out, load_data, subset
+from s9.randomness import epoch_seed
+from s9.recipes import SEED_RECIPE, Recipe, default_device, resolve_precision
+from s9.results import read_history
+from s9.runs import RunError, environment
+from s9.training import classify, count_parameters, history_log, predict, train

@@ -4,10 +4,10 @@ import math
 
 import torch
 
-from dataset import Data
-from parallel import World
-from randomness import epoch_seed
-from recipe import Recipe, check_crop
+from s9.loading import Data
+from s9.processes import World
+from s9.randomness import epoch_seed
+from s9.recipes import Recipe, check_crop
 
 
 def channel_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

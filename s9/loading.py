@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.utils import download_url
 
-from files import locked, write_whole
+from s9.files import locked, write_whole
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of its training images, in 0..1

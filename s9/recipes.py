@@ -1,7 +1,7 @@
 """How to train: everything but the network and the data."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,9 @@ USED_BY = {  # fields that only some choices of another field use
 }
 
 SEED_RECIPE = Recipe()  # the student's; the augmentation behind it was not published, so there is none
+ONE_CYCLE = replace(SEED_RECIPE, schedule="one-cycle", learning_rate=0.1, momentum=0.9, nesterov=True)
+AUGMENTED = replace(ONE_CYCLE, crop=4, flip=True, label_smoothing=0.1)
+S9_RECIPE = replace(AUGMENTED, batch_size=256, learning_rate=0.15, weight_decay=5e-4, optimizer="muon")
 
 
 def check_crop(crop: int, height: int, width: int) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dataset import Data
-from files import locked, write_whole
-from randomness import random_states, set_random_states
-from recipe import Recipe
+from s9.files import locked, write_whole
+from s9.loading import Data
+from s9.randomness import random_states, set_random_states
+from s9.recipes import Recipe
 
 
 class RunError(ValueError):

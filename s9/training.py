@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
 import time
 from collections.abc import Callable
@@ -18,14 +17,14 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from batches import IGNORED, Batches, channel_statistics
-from checkpoints import Run, restore
-from dataset import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, Data, check_data, read_picture
-from memory import kept_for_reuse
-from optimizers import Muon, mixes_channels
-from parallel import World, average_statistics, by_main, current_world, data_parallel, total
-from randomness import epoch_seed, kept_random_states, seed_all
-from recipe import Recipe, check_recipe_fits, default_device, resolve_precision
+from s9.batches import IGNORED, Batches, channel_statistics
+from s9.loading import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, Data, check_data, read_picture
+from s9.memory import kept_for_reuse
+from s9.muon import Muon, mixes_channels
+from s9.processes import World, average_statistics, by_main, current_world, data_parallel, total
+from s9.randomness import epoch_seed, kept_random_states, seed_all
+from s9.recipes import Recipe, check_recipe_fits, default_device, resolve_precision
+from s9.runs import Run, restore
 from tracing import tensors_in
 
 EVALUATION_BATCH = 1000  # images at a time; only memory and speed depend on it
@@ -389,11 +388,6 @@ def classify(model: nn.Module, picture: str | Path | Image.Image, classes: tuple
     with torch.no_grad():
         (probabilities,) = model.eval()(((images - mean) / std).to(device)).softmax(1).tolist()
     return dict(sorted(zip(classes, probabilities, strict=True), key=lambda pair: -pair[1]))
-
-
-def read_history(path: str | Path) -> list[dict]:
-    """The history of a recorded run, a record an epoch, from a file of JSON lines."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def history_log(history: list[dict], total: int) -> str:

@@ -1,23 +1,19 @@
 """Runs review.py and torchtest2 over the zoo, side by side, and writes assets/reviewers.json: what each one finds.
 
-python tests/compare_reviewers.py
+python -m scripts.compare_reviewers
 """
 
 import importlib.metadata
 import json
-import sys
 import warnings
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+import torchtest2
+from zoo import ZOO, Setup
 
-import torch  # noqa: E402
-import torchtest2  # noqa: E402
-from zoo import ZOO, Setup  # noqa: E402
-
-from models import SeedNet  # noqa: E402
-from review import review  # noqa: E402
+from models import SeedNet
+from review import review
+from s9.results import ROOT
 
 
 def ours(setup: Setup) -> list[str]:
@@ -55,7 +51,7 @@ def main() -> None:
         records.append(record)
         print(record, flush=True)
     versions = {"torch": torch.__version__, "torchtest2": importlib.metadata.version("torchtest2")}
-    result = {"command": "python tests/compare_reviewers.py", **versions, "faults": records}
+    result = {"command": "python -m scripts.compare_reviewers", **versions, "faults": records}
     (ROOT / "assets" / "reviewers.json").write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -1,6 +1,6 @@
 """Executes the notebook under nbval again and again, in the smoke profile, while something else loads all cores.
 
-`python tests/nbval_repeats.py [TIMES]` does so in a clone whose path has spaces and other letters, without any data,
+`python -m scripts.nbval_repeats [TIMES]` does so in a clone whose path has spaces and other letters, without any data,
 and writes assets/nbval.json.
 """
 
@@ -11,9 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from s9.results import ROOT
+
 COMMAND = [sys.executable, "-m", "pytest", "-q", "-x", "--nbval-lax", "--nbval-current-env", "S9.ipynb"]
 
 
@@ -57,5 +57,5 @@ def attempts(times: int, loaded: bool) -> dict:
 if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     rows = [attempts(count, loaded) for loaded in (False, True)]
-    report = {"command": "python tests/nbval_repeats.py", "rows": rows}
+    report = {"command": "python -m scripts.nbval_repeats", "rows": rows}
     (ROOT / "assets" / "nbval.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")

@@ -1,23 +1,22 @@
-"""The parts of the README that are made from files in assets/ and from the code; `python tests/readme_blocks.py` puts
+"""The parts of the README that are made from files in assets/ and from the code; `python -m scripts.readme` puts
 them in again, between the comments that name them, after a run was recorded.
 """
 
 import json
 import re
 import statistics
-import sys
-from pathlib import Path
 
 import nbformat
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-import utils  # noqa: E402
-from models import S9Net, SeedNet  # noqa: E402
-from review import check_brief, layer_summary, receptive_field  # noqa: E402
-from search import compared  # noqa: E402
-from train import LADDER, LAST_RUNGS  # noqa: E402
+import utils
+from models import S9Net, SeedNet
+from review import check_brief, layer_summary, receptive_field
+from s9.results import (
+    LADDER,
+    LAST_RUNGS,
+    ROOT,
+    compared,
+)
 
 RESULTS = json.loads((ROOT / "assets" / "results.json").read_text())
 SEEDS = [row for row in RESULTS if row["run"].startswith("s9net")]

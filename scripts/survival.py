@@ -1,6 +1,6 @@
 """Kills and damages training runs in every way that we could think of, and counts what was lost.
 
-`python tests/survival.py` does so many times and writes assets/survival.json, from which the README's table is made;
+`python -m scripts.survival` does so many times and writes assets/survival.json, from which the README's table is made;
 test_survival.py does the same a few times.
 """
 
@@ -20,16 +20,14 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from torch import nn
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-
-import files  # noqa: E402
-import utils  # noqa: E402
-from checkpoints import read_checkpoint  # noqa: E402
+import utils
+from s9 import files
+from s9.results import ROOT
+from s9.runs import read_checkpoint
 
 RECIPE = utils.Recipe(
     epochs=6, batch_size=64, learning_rate=0.05, momentum=0.9, nesterov=True, schedule="one-cycle", crop=4, flip=True,
@@ -37,13 +35,12 @@ RECIPE = utils.Recipe(
 )  # fmt: skip
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["survival"])
+PROCESSES.set_forkserver_preload(["scripts.survival"])
 
 
 def start(target, *arguments) -> multiprocessing.Process:
     """Start a process from one that has imported all of this already, and that the first call starts."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    with mock.patch.dict(os.environ, {"PYTHONPATH": path}):
+    with mock.patch.dict(os.environ, {"PYTHONPATH": str(ROOT)}):
         process = PROCESSES.Process(target=target, args=arguments)
         process.start()
     return process
@@ -235,7 +232,7 @@ def main() -> None:
         assert run(root / "whole") == 0
         expected = content(root / "whole")
         rows = [kills(60, root, expected), *sabotages(5, root, expected), *damages(5, root, expected)]
-    report = {"torch": torch.__version__, "command": "python tests/survival.py", "rows": rows}
+    report = {"torch": torch.__version__, "command": "python -m scripts.survival", "rows": rows}
     files.write_whole(
         ROOT / "assets" / "survival.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n")
     )
@@ -244,5 +241,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.modules["survival"] = sys.modules["__main__"]
+    sys.modules["scripts.survival"] = sys.modules["__main__"]
     main()

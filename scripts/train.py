@@ -7,80 +7,20 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from joblib import Parallel, delayed, parallel_config
 from sklearn.metrics import accuracy_score
 
-import models
-from dataset import Data, DataError, hold_out, load_data
-from files import write_whole
-from parallel import joined
-from recipe import SEED_RECIPE, Recipe, default_device, resolve_precision
-from training import count_parameters, predict, train
-
-ASSETS = Path(__file__).parent / "assets"
-
-
-class Experiment(NamedTuple):
-    """A network and how it is trained. `options` are the arguments of the class `network` in models.py."""
-
-    network: str
-    options: dict
-    recipe: Recipe
-
-    def build(self) -> torch.nn.Module:
-        """The network with the initial weights that belong to the recipe's seed."""
-        with torch.random.fork_rng():
-            torch.manual_seed(self.recipe.seed)
-            return getattr(models, self.network)(**self.options)
-
-    def changed(self, settings: list[tuple[str, object]], seed: int | None = None) -> "Experiment":
-        """The same with other settings of the recipe, and another seed if one is given."""
-        recipe = replace(self.recipe, **dict(settings))
-        return self._replace(recipe=recipe if seed is None else replace(recipe, seed=seed))
-
-    def __str__(self) -> str:
-        return f"{self.network}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
-
-
-ONE_CYCLE = replace(SEED_RECIPE, schedule="one-cycle", learning_rate=0.1, momentum=0.9, nesterov=True)
-AUGMENTED = replace(ONE_CYCLE, crop=4, flip=True, label_smoothing=0.1)
-S9_RECIPE = replace(AUGMENTED, batch_size=256, learning_rate=0.15, weight_decay=5e-4, optimizer="muon")
-
-EXPERIMENTS = {
-    "seednet": Experiment("SeedNet", {"apply_relu": False}, SEED_RECIPE),
-    # The same with the augmentation that its course proposed, and that the student may have used.
-    "seednet-augmented": Experiment(
-        "SeedNet", {"apply_relu": False}, replace(SEED_RECIPE, crop=4, flip=True, cutout=16)
-    ),
-    # The ladder, of which each rung is the one above with one thing mended.
-    "ladder-1": Experiment("SeedNet", {"apply_relu": True}, SEED_RECIPE),
-    "ladder-2": Experiment("SeedNet", {"apply_relu": True}, ONE_CYCLE),
-    "ladder-3": Experiment("SeedNet", {"apply_relu": True, "mend_strides": True}, ONE_CYCLE),
-    "ladder-4": Experiment("SeedNet", {"apply_relu": True, "mend_strides": True, "dropout": 0.0}, AUGMENTED),
-    # From there to the kit's own network.
-    "ladder-5": Experiment("S9Net", {}, AUGMENTED),
-    "ladder-6": Experiment("S9Net", {}, replace(S9_RECIPE, optimizer="sgd")),
-    "s9net": Experiment("S9Net", {}, S9_RECIPE),
-}
-
-LADDER = {  # the runs in order, and what each changes
-    "seednet": "as it was",
-    "ladder-1": "ReLU applied, nothing else",
-    "ladder-2": "+ Nesterov momentum, one-cycle learning rate",
-    "ladder-3": "+ BatchNorm and ReLU on the strided convolutions, padding that keeps maps of 16, 8, 4",
-    "ladder-4": "+ flip and crop, label smoothing; dropout off",
-}
-LAST_RUNGS = {
-    "ladder-4": "SeedNet, mended",
-    "ladder-5": "S9Net in its place",
-    "ladder-6": "+ batches of 256, a rate of 0.15, weight decay",
-    "s9net": "+ Muon for the kernels that mix channels",
-}
+from s9.files import write_whole
+from s9.loading import Data, DataError, hold_out, load_data
+from s9.processes import joined
+from s9.recipes import Recipe, default_device, resolve_precision
+from s9.results import ASSETS
+from s9.training import count_parameters, predict, train
+from scripts.experiments import EXPERIMENTS, Experiment
 
 
 def flip_averaged_accuracy(model: torch.nn.Module, data: Data) -> float:

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torchvision.datasets.utils import calculate_md5
 
-import dataset
 import utils
+from s9 import loading as dataset
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from torchvision.transforms.v2 import Normalize
 from tqdm import tqdm
 
 import utils
-from batches import to_device
+from s9.batches import to_device
 from utils import Batches, Recipe, channel_statistics
 
 PLAIN = {"mean": torch.zeros(3), "std": torch.ones(3)}

@@ -5,20 +5,12 @@ import sys
 
 import pytest
 import torch
-from readme_blocks import ROOT
 from torch import nn
 
 import utils
 from models import S9Net, SeedNet
-from train import EXPERIMENTS, Experiment
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import cost
-import feed
-import floor
-import measuring
-import plain
-import training_speed
+from scripts.benchmarks import cost, feed, floor, measuring, plain, training_speed
+from scripts.experiments import EXPERIMENTS, Experiment
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import dataset
 import utils
+from s9 import loading as dataset
 from utils import DataError, load_data
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-import exercises
 from models import DWSeparableConv2d, SeedNet
-from search import Stages
+from s9 import exercises
+from scripts.candidates import Stages
 
 
 class Unmended(DWSeparableConv2d):

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import train
 import utils
-from recipe import RECIPE_CHOICES, Recipe
+from s9.recipes import RECIPE_CHOICES, Recipe
+from scripts import train
 
 QUICK = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 NAMES = [field.name for field in fields(Recipe)]

@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 
-from memory import kept_for_reuse
+from s9.memory import kept_for_reuse
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # glibc's malloc.h
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import models
-import search
 import utils
 from models import DepthwiseDilatedConv2d, Dropout, S9Net, SeedNet, StrideDilatedConv2d
+from scripts import search
 
 ASSETS = Path(models.__file__).parent / "assets"
 

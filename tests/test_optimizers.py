@@ -1,9 +1,9 @@
 import torch
 from torch import nn
 
-import training
-from optimizers import Muon, orthogonalize
-from recipe import Recipe
+from s9 import training
+from s9.muon import Muon, orthogonalize
+from s9.recipes import Recipe
 
 
 def test_orthogonalize_is_near_the_polar_factor():

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from batches import IGNORED, Batches, channel_statistics
-from dataset import load_data, subset
-from parallel import World
-from recipe import Recipe
-from training import read_history, train
+from s9.batches import IGNORED, Batches, channel_statistics
+from s9.loading import load_data, subset
+from s9.processes import World
+from s9.recipes import Recipe
+from s9.results import read_history
+from s9.training import train
 
 ROOT = Path(__file__).parent.parent
 

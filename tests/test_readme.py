@@ -8,9 +8,9 @@ import torch
 from check_jsonschema import main as check_jsonschema
 from click.testing import CliRunner
 from PIL import Image
-from readme_blocks import RESULTS, ROOT, SEEDS, benchmarks, history, value_of, with_blocks
 
 import utils
+from scripts.readme import RESULTS, ROOT, SEEDS, benchmarks, history, value_of, with_blocks
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SEED_LOG = pd.read_csv(ROOT / "assets" / "seed-log.csv")

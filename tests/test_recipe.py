@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-import recipe as recipes
-from recipe import Recipe, check_recipe_fits, resolve_precision
+from s9 import recipes
+from s9.recipes import Recipe, check_recipe_fits, resolve_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 IMAGES = torch.zeros(40, 3, 32, 32, dtype=torch.uint8)

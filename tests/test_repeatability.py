@@ -8,8 +8,8 @@ from pathlib import Path
 
 import nbformat
 
-import train
 import utils
+from scripts import train
 
 ROOT = Path(__file__).parent.parent
 WRITE = "import json, pathlib\npathlib.Path(os.environ['HISTORY']).write_text(json.dumps(history))"

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-import search
 from review import check_brief
+from scripts import search
 from utils import read_history
 
 

@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import survival
 import torch
-from survival import PROCESSES, Drawing, content, run, same, start
 from torch import nn
 
-import dataset
-import training
 import utils
-from checkpoints import RunError
+from s9 import loading as dataset
+from s9 import training
+from s9.runs import RunError
+from scripts import survival
+from scripts.survival import PROCESSES, Drawing, content, run, same, start
 
 
 @pytest.fixture(autouse=True)
@@ -196,7 +196,7 @@ def test_a_full_disk_loses_nothing_that_was_there(tmp_path, expected):
 
 
 def _hold(folder, pipe) -> None:
-    from files import locked
+    from s9.files import locked
 
     with locked(folder):
         pipe.send("held")

@@ -9,9 +9,9 @@ import torch
 from dask.distributed import LocalCluster
 
 import models
-import train
-import training
 import utils
+from s9 import training
+from scripts import train
 
 
 @pytest.fixture

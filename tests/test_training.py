@@ -13,11 +13,10 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
-import recipe as recipes
-import training
 import utils
-from files import write_whole
 from models import SeedNet
+from s9 import recipes, training
+from s9.files import write_whole
 from utils import Batches, Recipe, train
 
 TINY = Recipe(epochs=3, batch_size=16, learning_rate=0.05, precision="fp32")

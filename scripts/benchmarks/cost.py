@@ -1,6 +1,6 @@
 """Cost as work grows: seconds an epoch and peak memory against number of images, batch size and image size.
 
-`python benchmarks/cost.py [--rounds N]` measures each point in a process of its own, and draws assets/cost.png.
+`python -m scripts.benchmarks.cost [--rounds N]` measures each point in a process of its own, and draws assets/cost.png.
 """
 
 import argparse
@@ -11,11 +11,12 @@ import sys
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
-import measuring
 import torch
 
 import utils
-from train import EXPERIMENTS
+from s9.results import ROOT
+from scripts.benchmarks import measuring
+from scripts.experiments import EXPERIMENTS
 
 NAME = "ladder-4"
 AXES = {  # what varies, and for each the values of (images, batch size, image size)
@@ -78,7 +79,7 @@ def draw() -> None:
         f"SeedNet, mended, one epoch on {rows[0]['device']}, torch {rows[0]['torch']}",
         fontsize=14,
     )
-    figure.savefig(measuring.ROOT / "assets" / "cost.png", dpi=100)
+    figure.savefig(ROOT / "assets" / "cost.png", dpi=100)
 
 
 def main() -> None:
@@ -93,8 +94,10 @@ def main() -> None:
     data = utils.load_data()
     for bench, points in AXES.items():
         for point in points if given.rounds else []:
-            command = [sys.executable, __file__, "--one", *map(str, point)]
-            runs = [json.loads(subprocess.check_output(command).splitlines()[-1]) for _ in range(given.rounds)]
+            command = [sys.executable, "-m", "scripts.benchmarks.cost", "--one", *map(str, point)]
+            runs = [
+                json.loads(subprocess.check_output(command, cwd=ROOT).splitlines()[-1]) for _ in range(given.rounds)
+            ]
             times, memory = ([run[key] for run in runs] for key in ("seconds", "megabytes"))
             measuring.record(bench, {f"ours: {named(*point)}": times}, "s/epoch", data)
             measuring.record(bench, {f"ours: memory, {named(*point)}": memory}, "MB", data)

@@ -1,17 +1,16 @@
 """Feeding: images a second, augmented (crop, flip, cutout) and normalised, in batches of 512.
 
-`python benchmarks/feed.py [--images N] [--rounds N]`
+`python -m scripts.benchmarks.feed [--images N] [--rounds N]`
 """
 
 import argparse
 
-import measuring
-import plain
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 import utils
+from scripts.benchmarks import measuring, plain
 
 RECIPE = utils.Recipe(batch_size=512, crop=4, flip=True, cutout=8)
 

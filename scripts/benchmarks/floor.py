@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-import measuring
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import training
 import utils
+from s9 import training
+from scripts.benchmarks import measuring
 from tracing import tensors_in
 
 

@@ -9,13 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-import utils  # noqa: E402
-from files import write_whole  # noqa: E402
+import utils
+from s9.files import write_whole
+from s9.results import ROOT
 
 RECORDS = ROOT / "assets" / "benchmarks.json"
 
@@ -64,7 +62,7 @@ def record(bench: str, values: dict[str, list[float]], unit: str, data: utils.Da
             "device": device_name(),
             "torch": torch.__version__,
             "data": f"{data.name}, {data.copy}" if data else "none",
-            "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": "python -m scripts.benchmarks." + " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]),
         }
         new.append(row)
         print(f"{bench}: {name}: {row['value']:g} {unit} (n = {row['n']}, spread {row['spread']:g})", flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import measuring  # noqa: F401 - finds the kit
 import torch
 from PIL import Image
 from torch import nn
@@ -13,6 +12,7 @@ from torchvision import transforms
 
 import models
 import utils
+from scripts.benchmarks import measuring  # noqa: F401 - finds the kit
 
 
 class PilImages(Dataset):

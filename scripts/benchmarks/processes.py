@@ -1,6 +1,6 @@
 """Scaling: seconds an epoch in one and in two processes on this machine, the same global batch.
 
-`python benchmarks/processes.py [--rounds N]`
+`python -m scripts.benchmarks.processes [--rounds N]`
 """
 
 import argparse
@@ -11,10 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import measuring
 import torch
 
 import utils
+from scripts.benchmarks import measuring
 
 NAME, IMAGES = "ladder-4", 5120
 SCRIPT = """
@@ -24,7 +24,7 @@ from dataclasses import replace
 import torch
 torch.set_num_threads(int(sys.argv[1]))
 import parallel, utils
-from train import EXPERIMENTS
+from scripts.experiments import EXPERIMENTS
 data = utils.subset(utils.load_data(), {images})
 data = data._replace(test_images=data.test_images[:2], test_labels=data.test_labels[:2])
 with parallel.joined() as world:

@@ -1,6 +1,6 @@
-"""Where the time of a training step goes: `python benchmarks/profile_step.py NAME [--plain]` for a NAME of train.py.
+"""Where the time of a training step goes: a table of the operations that take most, by torch's profiler.
 
-Writes a table of the operations that take most, by torch's profiler.
+`python -m scripts.benchmarks.profile_step NAME [--plain]`, for a NAME of scripts/train.py.
 """
 
 import argparse
@@ -8,15 +8,14 @@ import contextlib
 import itertools
 from collections import Counter
 
-import measuring
-import plain
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-import training
 import utils
-from memory import kept_for_reuse
-from train import EXPERIMENTS
+from s9 import training
+from s9.memory import kept_for_reuse
+from scripts.benchmarks import measuring, plain
+from scripts.experiments import EXPERIMENTS
 
 NAMES = {  # operators of torch's, in a reader's words
     "aten::convolution_backward": "convolutions, backward",

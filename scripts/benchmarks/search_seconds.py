@@ -1,4 +1,4 @@
-"""Seconds an epoch of each candidate of the search, measured in turns: `python benchmarks/search_seconds.py`.
+"""Seconds an epoch of each candidate of the search, measured in turns: `python -m scripts.benchmarks.search_seconds`.
 
 Puts them into assets/search.csv, in place of the clock's of the training itself, which other work and another machine
 may have slowed.
@@ -7,12 +7,12 @@ may have slowed.
 import argparse
 import statistics
 
-import measuring
-from training_speed import our_run, seconds_an_epoch
-
-import search
 import utils
-from train import ASSETS, Experiment
+from s9.results import ASSETS
+from scripts import search
+from scripts.benchmarks import measuring
+from scripts.benchmarks.training_speed import our_run, seconds_an_epoch
+from scripts.experiments import Experiment
 
 
 class Tried(Experiment):

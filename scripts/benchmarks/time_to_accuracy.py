@@ -1,16 +1,16 @@
 """Seconds until 38.46 % (the student's whole result) and 85 % (the brief's bar) of the test images are right.
 
-`python benchmarks/time_to_accuracy.py [--steps N] [--rounds N]`: how many epochs each recorded run of the ladder took,
-times the seconds an epoch of that network and recipe takes here and now, all measured in turns.
+`python -m scripts.benchmarks.time_to_accuracy [--steps N] [--rounds N]`: how many epochs each recorded run of the
+ladder took, times the seconds an epoch of that network and recipe takes here and now, all measured in turns.
 """
 
 import argparse
 
-import measuring
-from training_speed import our_run, seconds_an_epoch
-
 import utils
-from train import EXPERIMENTS, LADDER, LAST_RUNGS
+from s9.results import LADDER, LAST_RUNGS
+from scripts.benchmarks import measuring
+from scripts.benchmarks.training_speed import our_run, seconds_an_epoch
+from scripts.experiments import EXPERIMENTS
 
 GOALS = (38.46, 85.0)
 RUNGS = list(LADDER | LAST_RUNGS)

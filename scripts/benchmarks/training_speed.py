@@ -1,20 +1,19 @@
 """Training: seconds an epoch of 50,000 images, the plain way against the kit's, and how far both are from the floor.
 
-`python benchmarks/training_speed.py NAME [--steps N] [--rounds N]` for a NAME of train.py.
+`python -m scripts.benchmarks.training_speed NAME [--steps N] [--rounds N]` for a NAME of train.py.
 `--accuracy EPOCHS` trains both ways for so many epochs instead, and compares what they reach.
 """
 
 import argparse
 from dataclasses import replace
 
-import measuring
-import plain
 import torch
-from floor import floor, work_of_a_step
 
-import training
 import utils
-from train import EXPERIMENTS
+from s9 import training
+from scripts.benchmarks import measuring, plain
+from scripts.benchmarks.floor import floor, work_of_a_step
+from scripts.experiments import EXPERIMENTS
 
 BENCHES = {"seednet": "train-seednet", "s9net": "train-s9net"}
 EPOCH = 50_000

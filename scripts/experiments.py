@@ -1,0 +1,51 @@
+"""The trainings of the course, by name: a network of models.py and the recipe that trains it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+import models
+from s9.recipes import AUGMENTED, ONE_CYCLE, S9_RECIPE, SEED_RECIPE, Recipe
+
+
+class Experiment(NamedTuple):
+    """A network and how it is trained. `options` are the arguments of the class `network` in models.py."""
+
+    network: str
+    options: dict
+    recipe: Recipe
+
+    def build(self) -> torch.nn.Module:
+        """The network with the initial weights that belong to the recipe's seed."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.recipe.seed)
+            return getattr(models, self.network)(**self.options)
+
+    def changed(self, settings: list[tuple[str, object]], seed: int | None = None) -> Experiment:
+        """The same with other settings of the recipe, and another seed if one is given."""
+        recipe = replace(self.recipe, **dict(settings))
+        return self._replace(recipe=recipe if seed is None else replace(recipe, seed=seed))
+
+    def __str__(self) -> str:
+        return f"{self.network}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
+
+
+EXPERIMENTS = {
+    "seednet": Experiment("SeedNet", {"apply_relu": False}, SEED_RECIPE),
+    # The same with the augmentation that its course proposed, and that the student may have used.
+    "seednet-augmented": Experiment(
+        "SeedNet", {"apply_relu": False}, replace(SEED_RECIPE, crop=4, flip=True, cutout=16)
+    ),
+    # The ladder, of which each rung is the one above with one thing mended.
+    "ladder-1": Experiment("SeedNet", {"apply_relu": True}, SEED_RECIPE),
+    "ladder-2": Experiment("SeedNet", {"apply_relu": True}, ONE_CYCLE),
+    "ladder-3": Experiment("SeedNet", {"apply_relu": True, "mend_strides": True}, ONE_CYCLE),
+    "ladder-4": Experiment("SeedNet", {"apply_relu": True, "mend_strides": True, "dropout": 0.0}, AUGMENTED),
+    # From there to the kit's own network.
+    "ladder-5": Experiment("S9Net", {}, AUGMENTED),
+    "ladder-6": Experiment("S9Net", {}, replace(S9_RECIPE, optimizer="sgd")),
+    "s9net": Experiment("S9Net", {}, S9_RECIPE),
+}
