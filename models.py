@@ -1,80 +1,14 @@
-"""The networks, from blocks to whole, top to bottom. What looks at a network from outside is in review.py."""
+"""The networks, from blocks to whole, top to bottom."""
 
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from s9.layers import Conv2d, Dropout
+
 WEIGHTS = Path(__file__).parent / "assets" / "weights" / "s9net.pt"
-
-# Three layers that are PyTorch's own to the reader and to every tool, with a faster way through training on a CPU.
-
-
-class Dropout(nn.Dropout):
-    """nn.Dropout whose random draw on a CPU is ten times faster; p is met to 1/65,536.
-
-    torch draws a float for each activation from one slow sequence. Here a quick generator, seeded from torch's, draws
-    64 bits for every four. Like nn.Dropout it depends on torch.manual_seed, but not with the same result.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        quick = self.training and x.device.type == "cpu" and torch.empty_like(x).stride() == x.stride()
-        if not quick:
-            return super().forward(x)
-        seed = int(torch.randint(2**62, ()))
-        draws = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.uint16)[: x.numel()]
-        kept = torch.from_numpy((draws >= round(self.p * 65536)).view(np.uint8))  # bytes turn into floats quicker
-        # Laid out in memory as x is, so that nothing has to be rearranged.
-        mask = kept.as_strided(x.size(), x.stride()).to(x.dtype).mul_(1 / (1 - self.p))
-        return x * mask
-
-
-class StrideDilatedConv2d(nn.Conv2d):
-    """A convolution whose stride equals its dilation, and whose padding is a multiple of them.
-
-    It only ever reads every stride-th pixel. To pick those first and convolve them plainly gives the same numbers, and
-    spares the CPU the slow backward pass of a dilated convolution.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int, bias: bool):
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation=stride, bias=bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training and x.device.type == "cpu":
-            picked = F.avg_pool2d(x, 1, self.stride)  # a pool of one pixel: copies faster than slicing
-            return F.conv2d(picked, self.weight, self.bias, padding=self.padding[0] // self.stride[0])
-        return super().forward(x)
-
-
-class DepthwiseDilatedConv2d(nn.Conv2d):
-    """A depthwise 3x3 convolution, dilated or not, that keeps the size of the map.
-
-    Pixels whose rows and columns are a multiple of the dilation apart never meet the others. Taken apart into such
-    phases, as if each were an image, a map can be convolved plainly: the same numbers, and on a CPU a backward pass
-    that is several times faster.
-    """
-
-    def __init__(self, channels: int, dilation: int):
-        super().__init__(channels, channels, 3, 1, dilation, dilation, groups=channels, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.dilation == (1, 1) or not self.training or x.device.type != "cpu":
-            return super().forward(x)
-        d, (height, width) = self.dilation[0], x.shape[2:]
-        if height % d or width % d:
-            x = F.pad(x, (0, -width % d, 0, -height % d))  # zeros, as the padding of the whole map has
-        phases = x.permute(0, 2, 3, 1).unflatten(2, (-1, d)).unflatten(1, (-1, d))  # (N, H/d, d, W/d, d, C)
-        phases = phases.permute(0, 2, 4, 1, 3, 5)  # (N, d, d, H/d, W/d, C)
-        plain = phases.flatten(0, 2).permute(0, 3, 1, 2)  # (N * d * d, C, H/d, W/d), channels-last in memory
-        plain = F.conv2d(plain, self.weight, padding=1, groups=self.groups)
-        x = plain.permute(0, 2, 3, 1).unflatten(0, (-1, d, d)).permute(0, 3, 1, 4, 2, 5)
-        return x.flatten(3, 4).flatten(1, 2)[:, :height, :width].permute(0, 3, 1, 2)
-
-
-StrideDilatedConv2d.__name__ = StrideDilatedConv2d.__qualname__ = "Conv2d"  # as torchsummary has to show it
-
 
 # The blocks keep the names, and the order of their layers, of the network that this course reviews:
 # its torchsummary table must come out the same to the letter.
@@ -110,7 +44,7 @@ class DilateConv2d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, padding: int = 0):
         super().__init__()
-        self.conv = StrideDilatedConv2d(in_channels, out_channels, 3, stride=2, padding=padding, bias=False)
+        self.conv = Conv2d(in_channels, out_channels, 3, stride=2, padding=padding, dilation=2, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x)
@@ -180,7 +114,7 @@ class ResidualBlock(nn.Module):
         inner = expansion * channels or channels
         widen = [nn.Conv2d(channels, inner, 1, bias=False)] if expansion else []
         self.branch = nn.Sequential(
-            DepthwiseDilatedConv2d(channels, dilation),
+            Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False),
             *widen,
             nn.BatchNorm2d(inner),
             nn.ReLU(),

@@ -20,11 +20,12 @@ from tqdm.auto import tqdm
 from s9.batches import IGNORED, Batches, channel_statistics
 from s9.loading import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, Data, check_data, read_picture
 from s9.memory import kept_for_reuse
-from s9.muon import Muon, mixes_channels
+from s9.optimizers import make_optimizer
 from s9.processes import World, average_statistics, by_main, current_world, data_parallel, total
 from s9.randomness import epoch_seed, kept_random_states, seed_all
 from s9.recipes import Recipe, check_recipe_fits, default_device, resolve_precision
 from s9.runs import Run, restore
+from s9.schedules import make_scheduler
 from tracing import tensors_in
 
 EVALUATION_BATCH = 1000  # images at a time; only memory and speed depend on it
@@ -285,37 +286,6 @@ def first_layer_not_finite(model: nn.Module, images: torch.Tensor) -> str | None
 
 def _autocast(device: torch.device, dtype: torch.dtype) -> torch.amp.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser: weight decay acts on matrices and kernels only."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    kernels = [p for p in parameters if recipe.optimizer == "muon" and mixes_channels(p)]
-    others = [p for p in parameters if all(p is not kernel for kernel in kernels)]
-    groups = [
-        {"params": [p for p in others if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
-        {"params": kernels, "weight_decay": 0.0, "lr": recipe.kernel_rate, "orthogonal": True},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
-    if recipe.optimizer == "muon":
-        return Muon(groups, recipe.learning_rate, recipe.momentum)
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov)
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int):
-    """The recipe's schedule, stepped after each batch."""
-    if recipe.schedule == "one-cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=recipe.epochs * steps_per_epoch,
-            pct_start=recipe.warmup,
-            cycle_momentum=False,
-        )
-    return torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_epochs * steps_per_epoch, recipe.step_factor)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import DepthwiseDilatedConv2d, StrideDilatedConv2d
+from s9.layers import Conv2d
 from s9.recipes import S9_RECIPE, Recipe
 
 RECIPE = replace(S9_RECIPE, optimizer="sgd")
@@ -51,7 +51,7 @@ class Block(nn.Module):
     def __init__(self, channels, dilation=1, expansion=0, gate=0, relu_after=True, norm_between=True):
         super().__init__()
         inner = expansion * channels if expansion else channels
-        layers = [DepthwiseDilatedConv2d(channels, dilation)]
+        layers = [Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False)]
         layers += [nn.BatchNorm2d(channels)] if norm_between else []
         if expansion:
             layers += [nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner)]
@@ -100,7 +100,7 @@ class Prototype(nn.Module):
         self.features = nn.Sequential(
             nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
             Block(32), Block(32),
-            StrideDilatedConv2d(32, 72, 3, stride=2, padding=2, bias=False), nn.BatchNorm2d(72), nn.ReLU(),
+            Conv2d(32, 72, 3, stride=2, padding=2, dilation=2, bias=False), nn.BatchNorm2d(72), nn.ReLU(),
             *[Block(72) for _ in range(4)],
             nn.AvgPool2d(2), nn.Conv2d(72, 160, 1, bias=False), nn.BatchNorm2d(160), nn.ReLU(),
             *[Block(160) for _ in range(4)],

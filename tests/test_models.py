@@ -8,7 +8,7 @@ from torch import nn
 
 import models
 import utils
-from models import DepthwiseDilatedConv2d, Dropout, S9Net, SeedNet, StrideDilatedConv2d
+from models import S9Net, SeedNet
 from scripts import search
 
 ASSETS = Path(models.__file__).parent / "assets"
@@ -83,84 +83,9 @@ def test_only_without_relu_is_the_network_affine(apply_relu):
     assert bool(excess.abs().max() > 1e-9 * size) is apply_relu
 
 
-@pytest.mark.parametrize("stride", [2, 3])
-@pytest.mark.parametrize("padding", [0, 1])
-def test_stride_dilated_convolution_equals_torchs(stride, padding):
-    torch.manual_seed(0)
-    quick = StrideDilatedConv2d(4, 6, 3, stride, padding * stride, bias=True).double().train()
-    x = torch.randn(2, 4, 17, 20, dtype=torch.double, requires_grad=True)
-    y = x.detach().clone().requires_grad_()
-    weight, bias = (p.detach().clone().requires_grad_() for p in (quick.weight, quick.bias))
-    plain = F.conv2d(y, weight, bias, stride=stride, padding=padding * stride, dilation=stride)
-    upstream = torch.randn_like(plain)
-    result = quick(x)
-    (result * upstream).sum().backward()
-    (plain * upstream).sum().backward()
-    torch.testing.assert_close(result, plain)
-    torch.testing.assert_close(quick.eval()(x), plain)
-    for ours, theirs in ((x.grad, y.grad), (quick.weight.grad, weight.grad), (quick.bias.grad, bias.grad)):
-        torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("dilation", [1, 2, 3])
-@pytest.mark.parametrize("size", [(16, 16), (17, 20), (3, 2)])  # a multiple of the dilation, and not
-def test_depthwise_dilated_convolution_equals_torchs(size, dilation):
-    torch.manual_seed(0)
-    quick = DepthwiseDilatedConv2d(4, dilation).double().train()
-    x = torch.randn(2, 4, *size, dtype=torch.double).to(memory_format=torch.channels_last).requires_grad_()
-    y = x.detach().clone().requires_grad_()
-    weight = quick.weight.detach().clone().requires_grad_()
-    plain = F.conv2d(y, weight, padding=dilation, dilation=dilation, groups=4)
-    upstream = torch.randn_like(plain)
-    result = quick(x)
-    assert result.shape == x.shape
-    (result * upstream).sum().backward()
-    (plain * upstream).sum().backward()
-    torch.testing.assert_close(result, plain)
-    torch.testing.assert_close(quick.eval()(x), plain)
-    torch.testing.assert_close(x.grad, y.grad)
-    torch.testing.assert_close(quick.weight.grad, weight.grad)
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_dropout_drops_a_share_and_scales_the_rest(layout):
-    torch.manual_seed(0)
-    x = torch.ones(64, 16, 32, 32).contiguous(memory_format=layout).requires_grad_()
-    y = Dropout(0.1)(x)
-    values = y.detach().unique()
-    torch.testing.assert_close(values, torch.tensor([0.0, 1 / 0.9]))
-    n = x.numel()
-    dropped = (y == 0).double()
-    four_sigma = 4 * (0.1 * 0.9) ** 0.5
-    assert abs(dropped.mean() - 0.1) < four_sigma / n**0.5
-    # independent along every axis: each mean over the others is as near to 0.1 as chance allows
-    for axis in range(4):
-        means = dropped.mean([other for other in range(4) if other != axis])
-        assert (means - 0.1).abs().max() < 1.5 * four_sigma / (n / len(means)) ** 0.5
-    y.sum().backward()
-    torch.testing.assert_close(x.grad, y.detach())
-
-
-def test_dropout_follows_the_seed_and_does_nothing_in_eval_mode():
-    x = torch.randn(8, 3, 5, 7)
-    layer = Dropout(0.5)
-    torch.manual_seed(1)
-    first, second = layer(x), layer(x)
-    torch.manual_seed(1)
-    assert torch.equal(layer(x), first)
-    assert not torch.equal(first, second)
-    assert torch.equal(layer.eval()(x), x)
-
-
-def test_dropout_leaves_expanded_tensors_to_torch():
-    x = torch.ones(4, 1, 8, 8).expand(4, 16, 8, 8)
-    assert set(Dropout(0.5)(x).unique().tolist()) <= {0.0, 2.0}
-
-
 def test_block_names_are_the_students():
     kinds = {type(module).__name__ for module in SeedNet(False).modules()}
     assert {"DWSeparableConv2d", "DilateConv2d", "GenericConvLayer2d", "Conv2d", "Dropout"} <= kinds
-    assert models.StrideDilatedConv2d.__doc__
 
 
 def s9net_by_hand(width: int) -> int:

@@ -10,9 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-import models
 import utils
-from scripts.benchmarks import measuring  # noqa: F401 - finds the kit
+from s9 import layers
 
 
 class PilImages(Dataset):
@@ -43,9 +42,7 @@ def loader(data: utils.Data, recipe: utils.Recipe, workers: int = 0) -> DataLoad
 
 def network(model: nn.Module) -> nn.Module:
     """A copy with torch's own layers in place of the kit's quicker ones."""
-    own = {
-        models.Dropout: nn.Dropout, models.StrideDilatedConv2d: nn.Conv2d, models.DepthwiseDilatedConv2d: nn.Conv2d
-    }  # fmt: skip
+    own = {layers.Dropout: nn.Dropout, layers.Conv2d: nn.Conv2d}
     model = copy.deepcopy(model)
     for module in model.modules():
         module.__class__ = own.get(type(module), type(module))
