@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401 - imported to be passed on
 from s9.batches import Batches, augmented_versions, channel_statistics
+from s9.data import Data, DataError, hold_out, subset
 from s9.figures import (
     beside,
     draw_onnx,
@@ -21,7 +22,7 @@ from s9.figures import (
     plot_templates,
     surest_mistakes,
 )
-from s9.loading import CIFAR10_CLASSES, Data, DataError, hold_out, load_data, subset
+from s9.loading import CIFAR10_CLASSES, load_data
 from s9.randomness import epoch_seed
 from s9.recipes import SEED_RECIPE, Recipe, default_device, resolve_precision
 from s9.results import read_history

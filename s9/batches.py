@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from s9.loading import Data
+from s9.data import Data
 from s9.processes import World
 from s9.randomness import epoch_seed
 from s9.recipes import Recipe, check_crop

@@ -1,14 +1,38 @@
-"""Files that are never half-written, and folders that belong to one process at a time."""
+"""Files that are never half-written or silently damaged, and folders that belong to one process at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
+import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
+
+UNFINISHED = ".s9-unfinished"  # the kit's own folder for what is not whole yet, beside what it becomes
+SEAL = b"crc32 "
+
+
+class DamagedError(ValueError):
+    """A file is not what was written there."""
+
+
+@contextlib.contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """A new temporary folder of the kit's own, on the file system of `folder`; it is gone afterwards."""
+    home = folder / UNFINISHED
+    home.mkdir(exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=home) as temporary:
+            yield Path(temporary)
+    finally:
+        with contextlib.suppress(OSError):  # something else is still in it
+            home.rmdir()
 
 
 def write_whole(path: Path, write: Callable[[Path], object], previous: Path | None = None) -> None:
@@ -16,43 +40,72 @@ def write_whole(path: Path, write: Callable[[Path], object], previous: Path | No
 
     What was there before is kept as `previous`, if that is given.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with unfinished(path.parent) as folder:
+        temporary = folder / path.name
         write(temporary)
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())  # on the disk before the name is, or a power cut would leave an empty file
         if previous and path.exists():
-            _keep(path, previous)
+            _keep(path, previous, folder / previous.name)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def _keep(path: Path, previous: Path) -> None:
+def _keep(path: Path, previous: Path, temporary: Path) -> None:
     """Give the file a second name, in one step, so that at any moment both names stand for whole files."""
-    temporary = previous.with_name(f"{previous.name}.{os.getpid()}.tmp")
     try:
         os.link(path, temporary)
     except OSError:  # a file system without links
         shutil.copyfile(path, temporary)
     os.replace(temporary, previous)
-    temporary.unlink(missing_ok=True)  # where both are one file already, replacing does nothing
 
 
 @contextlib.contextmanager
 def locked(folder: Path, seconds: float = 0) -> Iterator[None]:
-    """Hold `folder` for this process, and first delete what a killed process left half-written in it.
+    """Hold `folder` for this process, and first delete what the kit's own killed processes left unfinished in it.
 
     The operating system gives the folder free when the process ends, however it ends.
 
     Raises:
         TimeoutError: another process still holds it after `seconds`; a negative number waits for ever.
+        OSError: the folder cannot be made or written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=seconds):
-            for left in folder.glob("*.tmp"):
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            left = folder / UNFINISHED
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
             yield
     except Timeout:
         raise TimeoutError(f"{folder} is in use by another process.") from None
+
+
+def save_tensors(content, path: Path, previous: Path | None = None) -> None:
+    """torch.save with a checksum over every byte of the file, which torch.load does not look at; see `write_whole`."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(path, lambda temporary: temporary.write_bytes(_sealed(buffer.getvalue())), previous)
+
+
+def _sealed(archive: bytes) -> bytes:
+    """A zip file with the CRC-32 of its bytes as its comment; it has none yet."""
+    length = len(SEAL) + 8
+    archive = archive[:-2] + length.to_bytes(2, "little") + SEAL
+    return archive + f"{zlib.crc32(archive):08x}".encode()
+
+
+def read_tensors(path: Path):
+    """What `save_tensors` wrote, of tensors and plain Python only: nothing in the file is executed.
+
+    Raises:
+        DamagedError: a byte of the file is not what was written, or it is no such file.
+        OSError: the file cannot be read.
+    """
+    content = path.read_bytes()
+    archive, checksum = content[:-8], content[-8:]
+    if not archive.endswith(SEAL) or f"{zlib.crc32(archive):08x}".encode() != checksum:
+        raise DamagedError(f"{path} is damaged: its checksum is wrong")
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's own message says how to run what is in the file
+        raise DamagedError(f"{path} holds something else than tensors and plain Python") from error

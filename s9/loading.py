@@ -1,30 +1,28 @@
-"""Data sets of labelled images in memory: CIFAR-10, the reader's own, and handwritten digits."""
+"""Loads data sets: CIFAR-10, the reader's own images, and handwritten digits."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import lzma
 import os
 import pickle
 import socket
 import tarfile
-import tempfile
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.utils import download_url
+from torchvision.datasets.utils import check_md5, download_url
 
-from s9.files import locked, write_whole
+from s9.data import Data, DataError, check_data
+from s9.files import DamagedError, locked, read_tensors, save_tensors, unfinished
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of its training images, in 0..1
@@ -40,22 +38,6 @@ LARGEST_ARCHIVE = 8 * 2**30  # bytes, unpacked; more is taken for an attack or a
 SILENT_HOST_SECONDS = 15  # a host that answers nothing for so long is given up
 
 
-class DataError(RuntimeError):
-    """The data cannot be used; the message says which file or value, and what to do."""
-
-
-class Data(NamedTuple):
-    """A labelled image data set in memory, split into training and test images."""
-
-    train_images: torch.Tensor  # (N, 3, 32, 32) uint8
-    train_labels: torch.Tensor  # (N,) int64, 0 .. len(classes) - 1
-    test_images: torch.Tensor  # (M, 3, 32, 32) uint8
-    test_labels: torch.Tensor  # (M,) int64
-    classes: tuple[str, ...]
-    name: str  # for titles, such as "CIFAR-10"
-    copy: str  # which copy it is, for records
-
-
 def load_data(source: str | Path | None = None, root: str | Path = "data") -> Data:
     """Load a data set of labelled images, by default CIFAR-10.
 
@@ -63,7 +45,7 @@ def load_data(source: str | Path | None = None, root: str | Path = "data") -> Da
         source: a folder or tar archive that holds CIFAR-10's own batches (`cifar-10-batches-py`) or image folders
             `train/<class>/` and `test/<class>/`; or "digits" for scikit-learn's handwritten digits, which need no
             download. By default the first of: the environment variable S9_DATA_DIR, an earlier download under `root`,
-            a download, and the digits, with a line that says why.
+            and a download.
         root: folder for downloads and for the cache of decoded images.
 
     Images of another size are resized to 32x32, grey ones become three equal channels, and how many is printed.
@@ -71,78 +53,26 @@ def load_data(source: str | Path | None = None, root: str | Path = "data") -> Da
     images that are also training images are counted and told.
 
     Raises:
-        DataError: `source` (or S9_DATA_DIR) is named but cannot be used; the message says which file, and what to do.
+        DataError: the data cannot be had or used; the message says which file, and what to do.
     """
     root = Path(root)
     source = source or os.environ.get("S9_DATA_DIR")
     if source == "digits":
         return _load_digits()
-    with locked(root, seconds=-1):  # a second process waits for what the first one downloads or decodes
-        if source:
-            return _load_cached(Path(source), root)
-        for earlier in (root / CIFAR10_FOLDER, root / CIFAR10_ARCHIVE):
-            if earlier.exists():
-                return _load_cached(earlier, root)
-        try:
-            return _load_cached(_download_cifar10(root), root)
-        except DataError as error:
-            print(f"CIFAR-10 IS NOT HERE, so this goes on with scikit-learn's digits. {error}")
-            return _load_digits()
-
-
-def check_data(data: Data) -> None:
-    """Check what training needs of a data set, however it was made.
-
-    Raises:
-        DataError: images or labels are not as `Data` says; the message says which.
-    """
-    for split in ("train", "test"):
-        images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise DataError(f"{split}_images are {tuple(images.shape)} {images.dtype}; give (N, 3, H, W) of uint8.")
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise DataError(f"{split}_labels are {tuple(labels.shape)} {labels.dtype}; give one int64 an image.")
-        if len(images) < 2:
-            raise DataError(f"There are {len(images)} {split} images; give at least two.")
-        lowest, highest, classes = labels.min().item(), labels.max().item(), len(data.classes)
-        if lowest < 0 or highest >= classes:
-            raise DataError(
-                f"{split}_labels reach from {lowest} to {highest}, and there are {classes} classes: number the classes "
-                "from 0."
-            )
-
-
-def subset(data: Data, count: int, seed: int = 0) -> Data:
-    """`count` random training images of `data`, or all where there are no more, and all its test images."""
-    chosen = _shuffled(data, "subset", seed)[:count]
-    copy = f"{data.copy}, {len(chosen):,} of its training images"
-    return data._replace(train_images=data.train_images[chosen], train_labels=data.train_labels[chosen], copy=copy)
-
-
-def hold_out(data: Data, count: int, seed: int = 0) -> Data:
-    """Set `count` random training images aside as the test images, so that settings are chosen without the test set.
-
-    Raises:
-        DataError: there are not more than `count` training images.
-    """
-    total = len(data.train_labels)
-    if not 0 < count < total:
-        raise DataError(f"{count} of {total} training images cannot be held out: choose 1 to {total - 1}.")
-    order = _shuffled(data, "hold_out", seed)
-    held, kept = order[:count], order[count:]
-    return data._replace(
-        train_images=data.train_images[kept],
-        train_labels=data.train_labels[kept],
-        test_images=data.train_images[held],
-        test_labels=data.train_labels[held],
-        copy=f"{data.copy}, {count:,} training images held out as the test set",
-    )
-
-
-def _shuffled(data: Data, purpose: str, seed: int) -> torch.Tensor:
-    """The training images' indices in an order that is another one for each purpose."""
-    mixed = np.random.SeedSequence((seed, *purpose.encode())).generate_state(1)[0]
-    return torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(int(mixed)))
+    try:
+        with locked(root, seconds=-1):  # a second process waits for what the first one downloads or decodes
+            if source:
+                return _load_cached(Path(source), root)
+            archive = root / CIFAR10_ARCHIVE
+            if (root / CIFAR10_FOLDER).exists():
+                return _load_cached(root / CIFAR10_FOLDER, root)
+            if not archive.exists():
+                _download_cifar10(root)
+            elif not check_md5(archive, CIFAR10_MD5):
+                raise DataError(f"{archive} is not the archive of CIFAR-10, or not whole: delete it and get it again.")
+            return _load_cached(archive, root)
+    except OSError as error:
+        raise DataError(f"{error.filename or root} cannot be used ({error.strerror or error}).") from error
 
 
 def _in_a_line(error: Exception) -> str:
@@ -168,19 +98,42 @@ def _load_cached(source: Path, root: Path) -> Data:
     if not source.exists():
         raise DataError(f"There is no {source}: set S9_DATA_DIR to a folder or tar archive of images, or unset it.")
     cache = root / "cache" / f"{_fingerprint(source)}.pt"
-    if cache.exists():
-        with contextlib.suppress(Exception):  # a damaged cache is made again
-            return Data(*torch.load(cache, weights_only=True))
-    data = _read_archive(source, root) if source.is_file() else _read_folder(source)
-    try:
-        check_data(data)
-    except DataError as error:
-        raise DataError(f"{source}: {error}") from None
-    if repeated := _count_repeated(data):
-        print(f"{source}: {repeated:,} test images are also training images, so the test says too much.")
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(cache, lambda path: torch.save(tuple(data), path))
+    data, notes = _read_cache(cache) or (None, [])
+    if data is None:
+        data, notes = _read_archive(source, root) if source.is_file() else _read_folder(source)
+        try:
+            check_data(data)
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from None
+        if repeated := _count_repeated(data):
+            notes.append(f"{repeated:,} test images are also training images, so the test says too much")
+        _write_cache((tuple(data), notes), cache)
+    for note in notes:
+        print(f"{source}: {note}.")
     return data
+
+
+def _read_cache(cache: Path) -> tuple[Data, list[str]] | None:
+    """What an earlier load left, or None where there is nothing that is whole."""
+    try:
+        content, notes = read_tensors(cache)
+        data = Data(*content)
+        check_data(data)
+        return data, notes
+    except FileNotFoundError:
+        return None
+    except (OSError, DamagedError, DataError, TypeError, ValueError) as error:
+        print(f"The cache of decoded images is made again: {_in_a_line(error)}.")
+        return None
+
+
+def _write_cache(content: tuple, cache: Path) -> None:
+    """Keep what was decoded for the next time, where that is possible."""
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(content, cache)
+    except OSError as error:
+        print(f"{cache} cannot be written ({error.strerror}), so the images are decoded again the next time.")
 
 
 def _count_repeated(data: Data) -> int:
@@ -189,7 +142,7 @@ def _count_repeated(data: Data) -> int:
         [hashlib.blake2b(image, digest_size=16).digest() for image in images.numpy()]
         for images in (data.train_images, data.test_images)
     )
-    return len(set(seen).intersection(tested))
+    return sum(image in seen for seen in [set(seen)] for image in tested)
 
 
 def _fingerprint(source: Path) -> str:
@@ -203,9 +156,9 @@ def _fingerprint(source: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read_archive(archive: Path, root: Path) -> Data:
+def _read_archive(archive: Path, root: Path) -> tuple[Data, list[str]]:
     """Unpack a tar archive into a folder that is gone afterwards, and read that."""
-    with tempfile.TemporaryDirectory(dir=root, prefix="unpack-", suffix=".tmp") as folder:
+    with unfinished(root) as folder:
         try:
             with tarfile.open(archive) as tar:
                 size = 0
@@ -223,14 +176,14 @@ def _read_archive(archive: Path, root: Path) -> Data:
             raise DataError(
                 f"{archive} is not a whole, safe tar archive ({_in_a_line(error)}): get it again."
             ) from error
-        return _read_folder(Path(folder), name=archive.name)
+        return _read_folder(folder, name=archive.name)
 
 
-def _read_folder(folder: Path, name: str | None = None) -> Data:
-    """Read CIFAR-10's own batches or image folders, at `folder` or one level below it."""
+def _read_folder(folder: Path, name: str | None = None) -> tuple[Data, list[str]]:
+    """CIFAR-10's own batches or image folders, at `folder` or one level below it, and what there is to say of them."""
     for candidate in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
         if (candidate / "data_batch_1").exists():
-            return _read_batches(candidate)
+            return _read_batches(candidate), []
         if (candidate / "train").is_dir() and (candidate / "test").is_dir():
             return _read_image_folders(candidate, name or folder.name)
     raise DataError(
@@ -283,11 +236,11 @@ def _read_batches(folder: Path) -> Data:
         classes = tuple(map(str, unpickle("batches.meta")["label_names"]))
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder / 'batches.meta'} names no classes: get CIFAR-10 again.") from error
-    train = split(sorted(path.name for path in folder.glob("data_batch_*")))
+    train = split([f"data_batch_{number}" for number in range(1, 6)])
     return Data(*train, *split(["test_batch"]), classes, "CIFAR-10", "cifar-10-batches-py")
 
 
-def _read_image_folders(folder: Path, name: str) -> Data:
+def _read_image_folders(folder: Path, name: str) -> tuple[Data, list[str]]:
     """Folders train/<class>/ and test/<class>/ of image files in any format that Pillow reads."""
     try:
         splits = [ImageFolder(str(folder / split), loader=_read_image) for split in ("train", "test")]
@@ -300,8 +253,7 @@ def _read_image_folders(folder: Path, name: str) -> Data:
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
         decoded = [list(pool.map(train.loader, [path for path, _ in split.samples])) for split in splits]
     notes = Counter(note for images in decoded for _, noted in images for note in noted)
-    for note, count in notes.items():
-        print(f"{folder}: {count:,} images {note}.")
+    notes = [f"{count:,} images {note}" for note, count in notes.items()]
     tensors = []
     for split, images in zip(splits, decoded, strict=True):
         stacked = torch.from_numpy(np.stack([pixels for pixels, _ in images])).permute(0, 3, 1, 2).contiguous()
@@ -309,11 +261,11 @@ def _read_image_folders(folder: Path, name: str) -> Data:
     paths = [path for split in splits for path, _ in split.samples]
     others = sum(len(files) for split in splits for _, _, files in os.walk(split.root)) - len(paths)
     if others:
-        print(f"{folder}: {others:,} files were left out, since their names do not end as images' do.")
+        notes.append(f"{others:,} files were left out, since their names do not end as images' do")
     jpegs = sum(path.lower().endswith((".jpg", ".jpeg")) for path in paths)
     is_cifar10 = tuple(train.classes) == CIFAR10_CLASSES and len(paths) == 60_000
     copy = f"image folders, {jpegs:,} of {len(paths):,} as JPEG"
-    return Data(*tensors, tuple(train.classes), "CIFAR-10" if is_cifar10 else name, copy)
+    return Data(*tensors, tuple(train.classes), "CIFAR-10" if is_cifar10 else name, copy), notes
 
 
 def _read_image(path: str) -> tuple[np.ndarray, list[str]]:
@@ -350,19 +302,23 @@ def read_picture(picture: str | Path | Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
 
 
-def _download_cifar10(root: Path) -> Path:
+def _download_cifar10(root: Path) -> None:
     """Download the archive, check its md5, and only then give it its name under `root`."""
     failures = []
     silent_before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SILENT_HOST_SECONDS)
+    socket.setdefaulttimeout(SILENT_HOST_SECONDS)  # of the whole process; torchvision's download takes no other
     try:
         for url in CIFAR10_MIRRORS * 2:  # each host gets a second chance
-            with tempfile.TemporaryDirectory(dir=root, prefix="download-", suffix=".tmp") as folder:
+            with unfinished(root) as folder:
                 try:
                     download_url(url, folder, CIFAR10_ARCHIVE, md5=CIFAR10_MD5)
-                    return (Path(folder) / CIFAR10_ARCHIVE).replace(root / CIFAR10_ARCHIVE)
+                    (folder / CIFAR10_ARCHIVE).replace(root / CIFAR10_ARCHIVE)
+                    return
                 except (OSError, RuntimeError) as error:  # no network, a broken connection, a wrong md5
                     failures.append(f"{url.split('/')[2]}: {error}")
     finally:
         socket.setdefaulttimeout(silent_before)
-    raise DataError(f"Download {CIFAR10_ARCHIVE} by hand into {root}/. Tried {'; '.join(dict.fromkeys(failures))}.")
+    raise DataError(
+        f"CIFAR-10 is not here and cannot be downloaded: put {CIFAR10_ARCHIVE} into {root}/ by hand. "
+        f"Tried {'; '.join(dict.fromkeys(failures))}."
+    )

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from s9.data import Data
 from s9.files import locked, write_whole
-from s9.loading import Data
 from s9.randomness import random_states, set_random_states
 from s9.recipes import Recipe
 

@@ -18,7 +18,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from s9.batches import IGNORED, Batches, channel_statistics
-from s9.loading import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, Data, check_data, read_picture
+from s9.data import Data, check_data
+from s9.loading import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, read_picture
 from s9.memory import kept_for_reuse
 from s9.optimizers import make_optimizer
 from s9.processes import World, average_statistics, by_main, current_world, data_parallel, total

@@ -18,8 +18,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from s9.data import DataError, hold_out
 from s9.files import write_whole
-from s9.loading import DataError, hold_out, load_data
+from s9.loading import load_data
 from s9.recipes import default_device
 from s9.results import ASSETS, SEARCH_EPOCHS
 from s9.runs import environment

@@ -14,8 +14,9 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 from sklearn.metrics import accuracy_score
 
+from s9.data import Data, DataError, hold_out
 from s9.files import write_whole
-from s9.loading import Data, DataError, hold_out, load_data
+from s9.loading import load_data
 from s9.processes import joined
 from s9.recipes import Recipe, default_device, resolve_precision
 from s9.results import ASSETS

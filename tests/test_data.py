@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 import utils
 from s9 import loading as dataset
+from s9.files import save_tensors
 from utils import DataError, load_data
 
 
@@ -283,10 +284,9 @@ def test_hold_out_and_subset(random_data):
 def test_a_failing_host_is_given_up_and_named(failing, told, mirror, tmp_path, random_data, monkeypatch, capsys):
     monkeypatch.setattr(dataset, "SILENT_HOST_SECONDS", 0.5)
     monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror(failing))
-    assert load_data(root=tmp_path / "root").name == "digits"
-    said = capsys.readouterr().out
-    assert "127.0.0.1" in said
-    assert re.search(told, said), said
+    with pytest.raises(DataError, match=r"127\.0\.0\.1") as error:
+        load_data(root=tmp_path / "root")
+    assert re.search(told, str(error.value)), error.value
     assert [path.name for path in (tmp_path / "root").iterdir()] == ["lock"]
     monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror(failing, "good"))
     assert_same(load_data(root=tmp_path / "root"), random_data)
@@ -297,8 +297,8 @@ def test_a_host_that_is_down_is_given_up(tmp_path, monkeypatch, capsys):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", (f"http://127.0.0.1:{port}/good",))
-    assert load_data(root=tmp_path / "root").name == "digits"
-    assert "refused" in capsys.readouterr().out
+    with pytest.raises(DataError, match="refused"):
+        load_data(root=tmp_path / "root")
 
 
 def test_a_slow_host_is_waited_for(mirror, tmp_path, random_data, monkeypatch):
@@ -320,14 +320,106 @@ def test_download_takes_the_next_host_where_one_fails(mirror, tmp_path, random_d
     assert_same(load_data(root=root), random_data)  # the earlier download
 
 
-def test_without_any_host_the_digits_stand_in_and_nothing_is_left_behind(mirror, tmp_path, monkeypatch, capsys):
+def test_without_any_host_it_is_said_what_to_do_and_nothing_is_left_behind(mirror, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror("missing", "wrong"))
-    data = load_data(root=tmp_path / "root")
-    assert data.name == "digits"
-    said = [line for line in capsys.readouterr().out.splitlines() if "digits" in line]
-    assert len(said) == 1
-    assert "404" in said[0]
+    with pytest.raises(DataError, match=r"put cifar-10-python.tar.gz into .*root/ by hand.*404"):
+        load_data(root=tmp_path / "root")
     assert [path.name for path in (tmp_path / "root").iterdir()] == ["lock"]
+
+
+def test_an_archive_put_there_by_hand_is_checked(mirror, batches_folder, tmp_path, random_data):
+    """The fixture `mirror` sets the md5 of its own archive as CIFAR-10's."""
+    root = tmp_path / "root"
+    root.mkdir()
+    shutil.copy(tmp_path / "host" / "good", root / "cifar-10-python.tar.gz")
+    assert_same(load_data(root=root), random_data)
+    with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as tar:  # a part of it
+        for name in ("data_batch_1", "test_batch", "batches.meta"):
+            tar.add(batches_folder / name, f"cifar-10-batches-py/{name}")
+    with pytest.raises(DataError, match=r"cifar-10-python.tar.gz is not the archive of CIFAR-10, or not whole"):
+        load_data(root=root)
+
+
+def test_a_folder_that_lacks_a_batch_is_refused(batches_folder, tmp_path):
+    (batches_folder / "data_batch_4").unlink()
+    with pytest.raises(DataError, match="data_batch_4"):
+        load_data(batches_folder, tmp_path / "root")
+
+
+@pytest.mark.parametrize("name", ["thesis.tmp", "cache.tmp/notes.txt", "unpack-1.tmp", ".s9-notes", "a.pt.123.tmp"])
+def test_files_of_the_users_own_stay(name, image_folders, tmp_path):
+    """Beside the cache, whatever they are called, also after a load that was killed."""
+    root = tmp_path / "root"
+    own = root / name
+    own.parent.mkdir(parents=True)
+    own.write_text("important")
+    left = root / ".s9-unfinished" / "tmp123"
+    left.mkdir(parents=True)
+    (left / "half").write_text("of a killed process")
+    load_data(image_folders, root)
+    assert own.read_text() == "important"
+    assert not (root / ".s9-unfinished").exists()
+
+
+def test_a_linked_folder_is_never_cleaned(image_folders, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "thesis").write_text("important")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / ".s9-unfinished").symlink_to(elsewhere)
+    load_data(image_folders, tmp_path / "root")
+    assert (elsewhere / "thesis").read_text() == "important"
+
+
+def test_what_was_done_to_the_images_is_said_at_every_load(image_folders, tmp_path, capsys):
+    Image.new("L", (64, 48), 100).save(image_folders / "train" / "even" / "grey.png")
+    load_data(image_folders, tmp_path / "root")
+    first = capsys.readouterr().out
+    assert "1 images were resized" in first
+    load_data(image_folders, tmp_path / "root")
+    assert capsys.readouterr().out == first
+
+
+def test_copies_of_one_training_image_all_count(image_folders, tmp_path, capsys):
+    path = next((image_folders / "train" / "odd").iterdir())
+    for index in range(7):
+        shutil.copy(path, image_folders / "test" / "odd" / f"again-{index}.png")
+    load_data(image_folders, tmp_path / "root")
+    assert "7 test images are also training images" in capsys.readouterr().out
+
+
+def test_every_flipped_bit_in_the_cache_is_noticed(image_folders, random_data, tmp_path, capsys):
+    load_data(image_folders, tmp_path / "root")
+    (cache,) = (tmp_path / "root" / "cache").iterdir()
+    whole = cache.read_bytes()
+    places = torch.linspace(0, len(whole) - 1, 40).long().tolist()
+    for number, place in enumerate(places):
+        cache.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << number % 8]) + whole[place + 1 :])
+        assert_same(load_data(image_folders, tmp_path / "root"), random_data)
+        assert f"{cache} is damaged" in capsys.readouterr().out
+        assert cache.read_bytes() == whole
+
+
+def test_a_cache_that_holds_something_else_is_made_again(image_folders, random_data, tmp_path):
+    load_data(image_folders, tmp_path / "root")
+    (cache,) = (tmp_path / "root" / "cache").iterdir()
+    wrong_shapes = (*[torch.zeros(3)] * 4, ("a", "b"), "x", "y")
+    for content in ((wrong_shapes, []), {"a": 1}, (tuple(random_data._replace(classes=("a",))), [])):
+        save_tensors(content, cache)
+        assert_same(load_data(image_folders, tmp_path / "root"), random_data)
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(image_folders, random_data, tmp_path, capsys):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "cache").write_text("a file where the folder should be")
+    assert_same(load_data(image_folders, tmp_path / "root"), random_data)
+    assert "cannot be written" in capsys.readouterr().out
+
+
+def test_a_root_that_is_a_file_is_refused(image_folders, tmp_path):
+    (tmp_path / "root").write_text("")
+    with pytest.raises(DataError, match="root cannot be used"):
+        load_data(image_folders, tmp_path / "root")
 
 
 def test_cifar10_is_whole(cifar10):

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from s9.batches import IGNORED, Batches, channel_statistics
-from s9.loading import load_data, subset
+from s9.data import subset
+from s9.loading import load_data
 from s9.processes import World
 from s9.recipes import Recipe
 from s9.results import read_history

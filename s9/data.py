@@ -1,0 +1,79 @@
+"""What a data set is: labelled images in memory, split into training and test images."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class DataError(RuntimeError):
+    """The data cannot be used; the message says which file or value, and what to do."""
+
+
+class Data(NamedTuple):
+    """A labelled image data set in memory, split into training and test images."""
+
+    train_images: torch.Tensor  # (N, 3, 32, 32) uint8
+    train_labels: torch.Tensor  # (N,) int64, 0 .. len(classes) - 1
+    test_images: torch.Tensor  # (M, 3, 32, 32) uint8
+    test_labels: torch.Tensor  # (M,) int64
+    classes: tuple[str, ...]
+    name: str  # for titles, such as "CIFAR-10"
+    copy: str  # which copy it is, for records
+
+
+def check_data(data: Data) -> None:
+    """Check what training needs of a data set, however it was made.
+
+    Raises:
+        DataError: images or labels are not as `Data` says; the message says which.
+    """
+    for split in ("train", "test"):
+        images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise DataError(f"{split}_images are {tuple(images.shape)} {images.dtype}; give (N, 3, H, W) of uint8.")
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise DataError(f"{split}_labels are {tuple(labels.shape)} {labels.dtype}; give one int64 an image.")
+        if len(images) < 2:
+            raise DataError(f"There are {len(images)} {split} images; give at least two.")
+        lowest, highest, classes = labels.min().item(), labels.max().item(), len(data.classes)
+        if lowest < 0 or highest >= classes:
+            raise DataError(
+                f"{split}_labels reach from {lowest} to {highest}, and there are {classes} classes: number the classes "
+                "from 0."
+            )
+
+
+def subset(data: Data, count: int, seed: int = 0) -> Data:
+    """`count` random training images of `data`, or all where there are no more, and all its test images."""
+    chosen = _shuffled(data, "subset", seed)[:count]
+    copy = f"{data.copy}, {len(chosen):,} of its training images"
+    return data._replace(train_images=data.train_images[chosen], train_labels=data.train_labels[chosen], copy=copy)
+
+
+def hold_out(data: Data, count: int, seed: int = 0) -> Data:
+    """Set `count` random training images aside as the test images, so that settings are chosen without the test set.
+
+    Raises:
+        DataError: there are not more than `count` training images.
+    """
+    total = len(data.train_labels)
+    if not 0 < count < total:
+        raise DataError(f"{count} of {total} training images cannot be held out: choose 1 to {total - 1}.")
+    order = _shuffled(data, "hold_out", seed)
+    held, kept = order[:count], order[count:]
+    return data._replace(
+        train_images=data.train_images[kept],
+        train_labels=data.train_labels[kept],
+        test_images=data.train_images[held],
+        test_labels=data.train_labels[held],
+        copy=f"{data.copy}, {count:,} training images held out as the test set",
+    )
+
+
+def _shuffled(data: Data, purpose: str, seed: int) -> torch.Tensor:
+    """The training images' indices in an order that is another one for each purpose."""
+    mixed = np.random.SeedSequence((seed, *purpose.encode())).generate_state(1)[0]
+    return torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(int(mixed)))
