@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from s9.layers import Conv2d, Dropout
+from s9.weights import load_weights
 
 WEIGHTS = Path(__file__).parent / "assets" / "weights" / "s9net.pt"
 
@@ -17,11 +18,11 @@ WEIGHTS = Path(__file__).parent / "assets" / "weights" / "s9net.pt"
 class DWSeparableConv2d(nn.Module):
     """Depthwise 3x3, pointwise 1x1, ReLU, BatchNorm, dropout: (N, in, H, W) -> (N, out, H, W).
 
-    With `apply_relu=False` the ReLU is called and its result dropped, as in the student's code. A list of the modules
+    Without `use_relu` the ReLU is called and its result dropped, as in the student's code. A list of the modules
     that ran, such as torchsummary's table, cannot tell the two apart.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float, apply_relu: bool):
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, use_relu: bool = False):
         super().__init__()
         self.apply_relu = apply_relu
         self.depthwise = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)
@@ -64,37 +65,46 @@ class GenericConvLayer2d(nn.Module):
 class SeedNet(nn.Module):
     """The student's network, 214,651 parameters: normalised images (N, 3, 32, 32) -> log-probabilities (N, classes).
 
+    Without arguments it is the network as published.
+
     Args:
-        apply_relu: False is the network as it was, True the same network with its ReLUs applied.
-        mend_strides: give the three strided convolutions the padding that keeps maps of 16, 8 and 4 pixels, and
-            BatchNorm and ReLU behind them. 214,971 parameters.
+        use_relu: use what the blocks' ReLUs return.
+        norm_strided: BatchNorm and ReLU behind the three strided convolutions; 214,971 parameters.
+        pad_strided: padding that lets them keep maps of 16, 8 and 4 pixels.
         dropout: probability that an activation is dropped, after each separable block.
     """
 
-    def __init__(self, apply_relu: bool, mend_strides: bool = False, dropout: float = 0.1, num_classes: int = 10):
+    def __init__(
+        self,
+        use_relu: bool = False,
+        norm_strided: bool = False,
+        pad_strided: bool = False,
+        dropout: float = 0.1,
+        num_classes: int = 10,
+    ):
         super().__init__()
-        padding = 1 if mend_strides else 0
+        padding = 1 if pad_strided else 0
 
         def separable(in_channels: int, out_channels: int) -> nn.Module:
-            return DWSeparableConv2d(in_channels, out_channels, dropout, apply_relu)
+            return DWSeparableConv2d(in_channels, out_channels, dropout, use_relu)
 
         def strided(conv: nn.Module, out_channels: int) -> nn.Module:
-            return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU()) if mend_strides else conv
+            return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU()) if norm_strided else conv
 
         self.features = nn.Sequential(  # maps of
             separable(3, 32),  # 32x32
             separable(32, 64),
-            strided(DilateConv2d(64, 32, 2 * padding), 32),  # 14x14, mended 16x16
+            strided(DilateConv2d(64, 32, 2 * padding), 32),  # 14x14, padded 16x16
             separable(32, 64),
             separable(64, 128),
-            strided(GenericConvLayer2d(128, 64, 3, 2, padding), 64),  # 6x6, mended 8x8
+            strided(GenericConvLayer2d(128, 64, 3, 2, padding), 64),  # 6x6, padded 8x8
             separable(64, 128),
             separable(128, 128),
-            strided(GenericConvLayer2d(128, 64, 3, 2, padding), 64),  # 2x2, mended 4x4
+            strided(GenericConvLayer2d(128, 64, 3, 2, padding), 64),  # 2x2, padded 4x4
             separable(64, 64),
             separable(64, 32),
         )
-        self.classifier = nn.Sequential(GenericConvLayer2d(32, num_classes, 1), nn.AvgPool2d(4 if mend_strides else 2))
+        self.classifier = nn.Sequential(GenericConvLayer2d(32, num_classes, 1), nn.AvgPool2d(4 if pad_strided else 2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.classifier(self.features(x))  # (N, classes, 1, 1)
@@ -160,19 +170,13 @@ class S9Net(nn.Module):
 
     @classmethod
     def pretrained(cls) -> "S9Net":
-        """The network as the first seed's 25 epochs left it, in eval mode.
-
-        It takes images of CIFAR-10's classes, normalised with the mean (0.4914, 0.4822, 0.4465) and the standard
-        deviation (0.2470, 0.2435, 0.2616) of pixels from 0 to 1.
+        """The network as the first seed's 25 epochs left it, in eval mode, with its classes and its normalisation.
 
         Raises:
             FileNotFoundError: the weights are not where this file is.
+            ValueError: the file with the weights is damaged.
         """
-        if not WEIGHTS.exists():
-            raise FileNotFoundError(f"{WEIGHTS} is missing; fetch it with the rest of the kit, or train it anew.")
-        model = cls()
-        model.load_state_dict(torch.load(WEIGHTS, map_location="cpu", weights_only=True))
-        return model.eval()
+        return load_weights(cls(), WEIGHTS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x).mean((2, 3)))

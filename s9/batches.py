@@ -5,7 +5,6 @@ import math
 import torch
 
 from s9.data import Data
-from s9.processes import World
 from s9.randomness import epoch_seed
 from s9.recipes import Recipe, check_crop
 
@@ -31,9 +30,6 @@ def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     return values.to(device, non_blocking=True)
 
 
-IGNORED = -100  # a label that torch's losses leave out
-
-
 class Batches:
     """Whole batches of shuffled, augmented and normalised images, made on the device without worker processes.
 
@@ -48,8 +44,6 @@ class Batches:
         flip: mirror half of the images, left to right.
         cutout: side of a square that is blanked out, in pixels; its centre lies anywhere in the image, so that part of
             it may lie outside (DeVries and Taylor 2017, arXiv:1708.04552). 0 for none.
-        world: where several processes share the work, each gets its part of every batch. Where a batch has fewer images
-            than there are processes, some get an image with the label IGNORED.
 
     Raises:
         ValueError: `crop` reaches further than the image's mirror image.
@@ -68,7 +62,6 @@ class Batches:
         cutout: int = 0,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        world: World = World(),  # noqa: B008 - immutable
     ):
         n, self.channels, self.height, self.width = images.shape
         check_crop(crop, self.height, self.width)
@@ -80,7 +73,7 @@ class Batches:
         self.shift = (-mean / std).repeat(self.height * self.width).to(device)
         self.n, self.batch_size, self.device = n, batch_size, device
         self.shuffle, self.crop, self.flip, self.cutout = shuffle, crop, flip, cutout
-        self.seed, self.epoch, self.world = seed, 0, world
+        self.seed, self.epoch = seed, 0
 
     def __len__(self) -> int:
         return math.ceil(self.n / self.batch_size)
@@ -108,17 +101,7 @@ class Batches:
         }
         drawn = {name: to_device(values, self.device) for name, values in drawn.items()}
         for start in range(0, self.n, self.batch_size):
-            end = min(start + self.batch_size, self.n)
-            mine = slice(start + self.world.rank, end, self.world.size)
-            if start + self.world.rank >= end:
-                images, labels = self._batch(**{name: values[start : start + 1] for name, values in drawn.items()})
-                yield images, torch.full_like(labels, IGNORED)
-            else:
-                yield self._batch(**{name: values[mine] for name, values in drawn.items()})
-
-    def size_of(self, step: int) -> int:
-        """Number of images in a batch, of all processes together."""
-        return min(self.batch_size, self.n - step * self.batch_size)
+            yield self._batch(**{name: values[start : start + self.batch_size] for name, values in drawn.items()})
 
     def _batch(self, index, down, right, mirrored, cut_y, cut_x) -> tuple[torch.Tensor, torch.Tensor]:
         y = torch.arange(self.height, device=self.device)

@@ -8,27 +8,27 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models import DWSeparableConv2d
-from review import check_brief, review
-from s9.results import read_history
-from s9.training import count_parameters
+from netreview import review
+from s9.brief import check_brief
+from s9.guards import count_parameters
+from s9.results import ASSETS, read_history
 
 SMALL = 100_000  # parameters that the last exercise stays under
 
 
-def check_mended(block: Callable[..., nn.Module]) -> str:
-    """Exercise 1: compare a block with the kit's own, as it was and mended, by what it computes.
+def check_mended(block: Callable[..., nn.Module], ours: Callable[..., nn.Module]) -> str:
+    """Exercise 1: compare a block with the kit's own, with and without the fault, by what it computes.
 
-    `block(in_channels, out_channels, dropout, apply_relu)` builds it, as `DWSeparableConv2d` does.
+    `block(in_channels, out_channels, dropout, apply_relu)` builds it, as `ours`, the kit's `DWSeparableConv2d`, does.
     """
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     theirs = block(4, 6, 0.0, False)
     results = {}
     for apply_relu in (False, True):
-        ours = DWSeparableConv2d(4, 6, 0.0, apply_relu)
-        ours.load_state_dict(theirs.state_dict())
+        kits = ours(4, 6, 0.0, apply_relu)
+        kits.load_state_dict(theirs.state_dict())
         with torch.no_grad():
-            results[apply_relu] = torch.allclose(theirs(x), ours(x), atol=1e-5)
+            results[apply_relu] = torch.allclose(theirs(x), kits(x), atol=1e-5)
     if results[True]:
         return "Well done: your block computes what the mended one does."
     if results[False]:
@@ -46,7 +46,7 @@ def check_planted(model: nn.Module, classes: int = 10) -> str:
     return "Not yet: the review finds no error. Plant one that changes what the network can compute."
 
 
-def check_rung(history: list[dict], rung: str, runs: str | Path = "assets/runs") -> str:
+def check_rung(history: list[dict], rung: str, runs: str | Path = ASSETS / "runs") -> str:
     """Exercise 3: compare a training with a rung of the ladder after as many epochs."""
     epoch, accuracy = history[-1]["epoch"], history[-1]["test_accuracy"]
     recorded = read_history(Path(runs) / f"{rung}.jsonl")

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -109,37 +108,3 @@ def check_recipe_fits(recipe: Recipe, images: torch.Tensor) -> None:
             f'Recipe: schedule="one-cycle" has no room to rise in {steps} steps; train for more epochs, in smaller '
             "batches, or with warmup=0."
         )
-
-
-def default_device() -> torch.device:
-    """The GPU where there is one, NVIDIA's or Apple's, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for bf16; one that only emulates it is slower in it than in fp32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
-    if hasattr(torch.cpu, "get_capabilities"):  # not in torch 2.7
-        return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
-    processor = Path("/proc/cpuinfo")
-    return processor.exists() and bool({"avx512_bf16", "amx_bf16"} & set(processor.read_text().split()))
-
-
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The number format for `precision` on `device`: "auto" takes bf16 where there are instructions for it.
-
-    Raises:
-        ValueError: the device cannot compute in this precision.
-    """
-    on_gpu = device.type == "cuda"
-    automatic = torch.bfloat16 if has_bf16(device) else torch.float16 if on_gpu else torch.float32
-    if precision == "fp16" and not on_gpu:
-        raise ValueError('Recipe: precision="fp16" needs an NVIDIA GPU; choose "fp32" or "auto".')
-    if precision == "bf16" and device.type != "cpu" and not has_bf16(device):
-        raise ValueError('Recipe: precision="bf16" is not what this GPU computes in; choose "auto" or "fp32".')
-    return {"auto": automatic, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -44,3 +44,23 @@ def compared(path: Path) -> pd.DataFrame:
     rows["seeds"], rows["held_out_accuracy"] = accuracy.count(axis=1), accuracy.mean(axis=1)
     rows["gain"] = (accuracy - accuracy.reindex(rows.base.reindex(accuracy.index)).to_numpy()).mean(axis=1)
     return rows.sort_values("held_out_accuracy", ascending=False).reset_index()
+
+
+def test_line(record: dict, total: int) -> str:
+    """How an epoch's record is printed, with `total` test images."""
+    score = f"{record['test_correct']}/{total} ({record['test_accuracy']:.2f}%)"
+    return f"Test set: Average loss: {record['test_loss']:.4f}, Accuracy: {score}"
+
+
+def history_log(history: list[dict], total: int) -> str:
+    """A history as the lines that training printed; `total` is the number of test images."""
+    lines = []
+    for record in history:
+        lines += [
+            f"Epoch {record['epoch']}",
+            f"Train: Loss={record['last_batch_loss']:.4f} Accuracy={record['train_accuracy']:.2f} "
+            f"[{record['seconds']:.0f} s, learning rate {record['learning_rate']:.4e}]",
+            test_line(record, total),
+            "",
+        ]
+    return "\n".join(lines)

@@ -1,12 +1,10 @@
-"""The home of a training run on disk: what it is, how far it got, and how it goes on."""
+"""A training run on disk: what it is, how far it got, and how it resumes."""
 
 from __future__ import annotations
 
 import contextlib
-import io
+import copy
 import json
-import platform
-import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,44 +14,57 @@ import torch
 from torch import nn
 
 from s9.data import Data
-from s9.files import locked, write_whole
-from s9.randomness import random_states, set_random_states
+from s9.files import DamagedError, locked, read_tensors, save_tensors, write_whole
+from s9.randomness import kept_random_states, seed_all
 from s9.recipes import Recipe
 
 
 class RunError(ValueError):
-    """A kept run cannot be gone on with; the message says why, and what to do."""
+    """A kept run cannot be resumed or saved; the message says why, and what to do."""
+
+
+def check_run_name(name: str) -> None:
+    """Refuse a name of a run that would not be one folder inside its root.
+
+    Raises:
+        RunError: the name is empty, too long, or leads elsewhere.
+    """
+    if not isinstance(name, str) or not 0 < len(name) <= 100 or name in (".", "..") or set(name) & set("/\\\0"):
+        raise RunError(f"run={name!r} is no name for a run: give up to 100 characters without slashes.")
 
 
 class Run:
     """One run in a folder: recipe.json, environment.json, history.jsonl, and the last two checkpoints."""
 
-    def __init__(self, folder: Path, model: nn.Module, data: Data, recipe: Recipe, device: torch.device):
-        self.folder = folder
-        self.checkpoint, self.previous = folder / "checkpoint.pt", folder / "checkpoint.previous.pt"
-        self.identity = {  # what must be the same for a run to go on
+    def __init__(self, root: Path, name: str, model: nn.Module, data: Data, recipe: Recipe):
+        check_run_name(name)
+        self.folder = root / name
+        self.checkpoint, self.previous = self.folder / "checkpoint.pt", self.folder / "checkpoint.previous.pt"
+        self.identity = {  # what must be the same for a run to be resumed
             "network": str(model),
+            "outputs": sample_outputs(model, data.train_images.shape[1:]),
             "data": f"{data.name}, {data.copy}, {len(data.train_labels)} + {len(data.test_labels)} images",
-            "pixels": f"checksum {zlib.crc32(data.train_images.numpy()):08x}",
+            "content": _checksums(data),
             "recipe": asdict(recipe),
         }
-        self.environment = environment(data, device)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process.
 
         Raises:
-            RunError: another process is training it.
+            RunError: another process is training it, or the folder cannot be written to.
         """
         try:
             with locked(self.folder):
                 yield
         except TimeoutError as error:
             raise RunError(f"{error} Wait until that has ended, or give this run another name.") from None
+        except OSError as error:
+            raise RunError(f"{self.folder} cannot be used for a run ({error.strerror or error}).") from error
 
     def load(self) -> dict | None:
-        """The last whole checkpoint of this run, or None before its first epoch.
+        """The last whole checkpoint of this run, or None before there is one.
 
         A damaged one is set aside, with a line that says so, and the one before it used.
 
@@ -62,43 +73,38 @@ class Run:
         """
         checkpoint = self._last_whole()
         if checkpoint is None:
-            for name, content in (("recipe", self.identity["recipe"]), ("environment", self.environment)):
-                text = json.dumps(content, indent=2) + "\n"
-                write_whole(self.folder / f"{name}.json", lambda path, text=text: path.write_text(text))
             return None
         kept = checkpoint["identity"]
         kept["recipe"] = asdict(Recipe()) | kept["recipe"]  # fields that came later have their defaults
         for name, value in self.identity.items():
-            if kept.get(name, value) != value:
+            if not _agree(kept[name], value):
                 raise RunError(
                     f"{self.folder} holds a run with another {name} ({_difference(kept[name], value)}): "
                     "give this run another name, or delete that folder."
                 )
-        self._write_history(checkpoint["history"])  # which the process may have had no time to
+        self._write("history.jsonl", _as_lines(checkpoint["history"]))  # which the process may have had no time to
         return checkpoint
 
-    def save(self, state: dict, history: list[dict]) -> None:
+    def save(self, state: dict, history: list[dict], environment: dict) -> None:
         """Write the checkpoint beside the last one, which is kept, and then the history.
 
         Raises:
             RunError: it could not be written; what was there before is whole.
         """
-        checkpoint = {name: part.state_dict() for name, part in state.items()}
-        checkpoint |= {"identity": self.identity, "history": history, "random": random_states()}
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
         try:
-            write_whole(self.checkpoint, lambda path: path.write_bytes(content.getbuffer()), self.previous)
-            self._write_history(history)
+            if not history:
+                self._write("recipe.json", json.dumps(self.identity["recipe"], indent=2) + "\n")
+                self._write("environment.json", json.dumps(environment, indent=2) + "\n")
+            save_tensors(state | {"identity": self.identity, "history": history}, self.checkpoint, self.previous)
+            self._write("history.jsonl", _as_lines(history))
         except OSError as error:
             raise RunError(
                 f"{self.folder}: epoch {len(history)} could not be saved ({error.strerror}). What was saved before is "
-                "whole; free some space and start again, and the run goes on from there."
+                "whole; free some space and start again, and the run resumes from there."
             ) from error
 
-    def _write_history(self, history: list[dict]) -> None:
-        text = "".join(json.dumps(record) + "\n" for record in history)
-        write_whole(self.folder / "history.jsonl", lambda path: path.write_text(text))
+    def _write(self, name: str, text: str) -> None:
+        write_whole(self.folder / name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def _last_whole(self) -> dict | None:
         for path in (self.checkpoint, self.previous):
@@ -108,45 +114,67 @@ class Run:
                 except DamagedError as error:
                     number = len(list(self.folder.glob("damaged-*.pt"))) + 1
                     aside = path.replace(self.folder / f"damaged-{number}.pt")
-                    print(f"{path} is damaged ({error}) and was set aside as {aside.name}; going on from before it.")
+                    print(f"{error}; it was set aside as {aside.name}, and the one before it is used.")
         return None
 
 
-class DamagedError(ValueError):
-    """A file is no whole checkpoint."""
-
-
 def read_checkpoint(path: Path) -> dict:
-    """Read a checkpoint, of tensors and plain Python only: nothing in the file is executed.
+    """A checkpoint, of tensors and plain Python only: nothing in the file is executed.
 
     Raises:
         DamagedError: the file is cut, changed, or holds something else.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if changed := archive.testzip():  # torch.load does not look at the checksums
-                raise DamagedError(f"the checksum of {changed} is wrong")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
-    except Exception as error:
-        raise DamagedError(str(error).partition("\n")[0].strip()) from error
-    if not isinstance(checkpoint, dict) or not {"model", "identity", "history"} <= checkpoint.keys():
-        raise DamagedError("it holds something else")
+    checkpoint = read_tensors(path)
+    parts = {"identity": dict, "history": list, "model": dict, "random": dict, "precision": str}
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), parts[part]) for part in parts):
+        raise DamagedError(f"{path} holds something else than a checkpoint")
+    identity = {"network": str, "outputs": list, "data": str, "content": str, "recipe": dict}
+    if not all(isinstance(checkpoint["identity"].get(part), identity[part]) for part in identity):
+        raise DamagedError(f"{path} holds something else than a checkpoint of this version")
     return checkpoint
 
 
-def restore(checkpoint: dict, state: dict) -> list[dict]:
-    """Bring the parts of `state`, and all random states, to `checkpoint`, and return its history."""
-    for name, part in state.items():
-        part.load_state_dict(checkpoint[name])
-    if "random" in checkpoint:
-        set_random_states(checkpoint["random"])
-    return list(checkpoint["history"])
+@torch.no_grad()
+def sample_outputs(model: nn.Module, image_shape: tuple[int, ...]) -> list[float]:
+    """What a network computes, whatever its weights: some outputs on fixed images with fixed weights.
+
+    Two networks of the same layers that use them in another way differ here. Taken in eval and in train mode, on the
+    CPU, of a copy.
+    """
+    model = copy.deepcopy(model).cpu()
+    generator = torch.Generator().manual_seed(0)
+    for value in model.state_dict().values():
+        if value.is_floating_point():  # positive, since variances are among them
+            value.copy_(torch.rand(value.shape, generator=generator) * 2 / max(1, value[:1].numel()) ** 0.5)
+    images = torch.randn(4, *image_shape, generator=generator)
+    with kept_random_states():
+        seed_all(0)
+        outputs = [model.train(mode)(images).double().flatten() for mode in (False, True)]
+    return torch.cat(outputs).tolist()
+
+
+def _checksums(data: Data) -> str:
+    """One of all images, labels and class names."""
+    checksum = zlib.crc32("\n".join(data.classes).encode())
+    for tensor in data[:4]:
+        checksum = zlib.crc32(tensor.contiguous().numpy(), checksum)
+    return f"checksum {checksum:08x}"
+
+
+def _agree(kept, asked) -> bool:
+    """Whether two parts of an identity are the same; outputs up to what another processor rounds otherwise."""
+    if not isinstance(kept, list):
+        return kept == asked
+    a, b = torch.tensor(kept, dtype=torch.double), torch.tensor(asked, dtype=torch.double)
+    return a.shape == b.shape and bool(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()), equal_nan=True)
+    )
 
 
 def _difference(kept, asked) -> str:
-    """What differs between two recipes (by field) or two texts, in a few words."""
+    """What differs between two recipes (by field), outputs or texts, in a few words."""
+    if isinstance(kept, list):
+        return "the same layers compute something else"
     if isinstance(kept, dict):
         fields = [field for field in kept | asked if kept.get(field) != asked.get(field)]
         return ", ".join(f"{field}: {kept.get(field)!r} there, {asked.get(field)!r} asked for" for field in fields)
@@ -156,23 +184,5 @@ def _difference(kept, asked) -> str:
     return "one is longer than the other"
 
 
-def environment(data: Data, device: torch.device) -> dict:
-    """What a measured number depends on besides recipe and network."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{_processor_name()}, {torch.get_num_threads()} CPU cores"
-    return {
-        "device": name,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "data": f"{data.name}, {data.copy}",
-    }
-
-
-def _processor_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _as_lines(history: list[dict]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in history)

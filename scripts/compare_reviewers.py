@@ -12,7 +12,7 @@ import torchtest2
 from zoo import ZOO, Setup
 
 from models import SeedNet
-from review import review
+from netreview import review
 from s9.results import ROOT
 
 

@@ -10,7 +10,9 @@ import nbformat
 
 import utils
 from models import S9Net, SeedNet
-from review import check_brief, layer_summary, receptive_field
+from netreview import receptive_field
+from s9.architecture import layer_summary
+from s9.brief import check_brief
 from s9.results import (
     LADDER,
     LAST_RUNGS,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import statistics
 import sys
 from dataclasses import replace
@@ -19,13 +20,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from s9.data import DataError, hold_out
-from s9.files import write_whole
+from s9.files import locked, write_whole
+from s9.guards import count_parameters
 from s9.loading import load_data
-from s9.recipes import default_device
 from s9.results import ASSETS, SEARCH_EPOCHS
-from s9.runs import environment
-from s9.training import count_parameters, train
 from scripts.candidates import CANDIDATES
+from utils import train
 
 HELD_OUT = 5000
 
@@ -45,8 +45,9 @@ def try_out(name: str, seed: int, epochs: int) -> dict:
         torch.manual_seed(seed)
         model = candidate.build()
     recipe = replace(candidate.recipe, epochs=epochs, seed=seed)
-    history = train(model, data, recipe, run=f"search-{name}-{seed}-{epochs}")
-    surroundings = environment(data, default_device())
+    run = f"search-{name}-{seed}-{epochs}"
+    history = train(model, data, recipe, run=run)
+    surroundings = json.loads((Path("runs") / run / "environment.json").read_text())
     return {
         "candidate": name,
         "base": candidate.base,
@@ -58,9 +59,7 @@ def try_out(name: str, seed: int, epochs: int) -> dict:
         "parameters": count_parameters(model),
         "multiply_adds": multiply_adds(model),
         "seconds_an_epoch": round(statistics.median(record["seconds"] for record in history), 1),
-        "device": surroundings["device"],
-        "torch": surroundings["torch"],
-        "data": surroundings["data"],
+        **{key: surroundings[key] for key in ("device", "torch", "data")},
     }
 
 
@@ -75,17 +74,17 @@ def read_trials(path: Path) -> list[dict[str, str]]:
 def keep(row: dict) -> None:
     """Add a row to assets/search.csv, in place of an earlier one of the same candidate, seed and epochs."""
     path = ASSETS / "search.csv"
-    rows = read_trials(path)
-    same = [{key: str(row[key]) for key in ("candidate", "seed", "epochs")}.items() <= old.items() for old in rows]
-    rows = [old for old, is_same in zip(rows, same, strict=True) if not is_same] + [row]
+    this = {key: str(row[key]) for key in ("candidate", "seed", "epochs")}.items()
 
-    def write(temporary) -> None:
+    def write(temporary: Path) -> None:
         with temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(row), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 
-    write_whole(path, write)
+    with locked(ASSETS, seconds=-1):  # others may add theirs at the same time
+        rows = [old for old in read_trials(path) if not this <= old.items()] + [row]
+        write_whole(path, write)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,7 +101,10 @@ def main(arguments: list[str] | None = None) -> int:
             row = try_out(name, given.seed, given.epochs)
             keep(row)
             print(row, flush=True)
-    except (DataError, ValueError, FloatingPointError, MemoryError) as error:
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "Stopped; the same command resumes.", file=sys.stderr)
+        return 130
+    except (DataError, OSError, ValueError, FloatingPointError, MemoryError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

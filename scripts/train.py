@@ -1,7 +1,9 @@
 """Trains the course's networks without a notebook: `python train.py NAME`.
 
-A run lives in runs/NAME/. Stopped at any time, the same command goes on at the last whole epoch.
+A run lives in runs/NAME/. Stopped at any time, the same command resumes after the last whole epoch.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -15,13 +17,17 @@ from joblib import Parallel, delayed, parallel_config
 from sklearn.metrics import accuracy_score
 
 from s9.data import Data, DataError, hold_out
-from s9.files import write_whole
+from s9.files import locked, write_whole
+from s9.guards import count_parameters
 from s9.loading import load_data
 from s9.processes import joined
-from s9.recipes import Recipe, default_device, resolve_precision
+from s9.recipes import Recipe
 from s9.results import ASSETS
-from s9.training import count_parameters, predict, train
+from s9.weights import save_weights
 from scripts.experiments import EXPERIMENTS, Experiment
+from utils import predict, train
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 def flip_averaged_accuracy(model: torch.nn.Module, data: Data) -> float:
@@ -30,13 +36,37 @@ def flip_averaged_accuracy(model: torch.nn.Module, data: Data) -> float:
     return 100 * accuracy_score(data.test_labels, predicted)
 
 
+def read_rows(assets: Path) -> list[dict]:
+    """The rows of results.json; none if it is not there yet."""
+    results = assets / "results.json"
+    return json.loads(results.read_text()) if results.exists() else []
+
+
+def check_record(name: str, data: Data, epochs: int, assets: Path) -> None:
+    """Refuse to replace a recorded run by one that is worth less.
+
+    Raises:
+        ValueError: the data is not CIFAR-10, or the record there is of other data or of more epochs.
+    """
+    if data.name != "CIFAR-10":
+        raise ValueError(f"--record is for runs on CIFAR-10, and this is {data.name}.")
+    for row in read_rows(assets):
+        if row["run"] == name and row["data"] != f"{data.name}, {data.copy}":
+            raise ValueError(f"The record of {name} is of {row['data']}, not {data.copy}: give another --run.")
+        if row["run"] == name and row["epochs"] > epochs:
+            raise ValueError(f"The record of {name} is of {row['epochs']} epochs, not {epochs}: give another --run.")
+
+
 def record(
     name: str, experiment: Experiment, history: list[dict], flip_averaged: float, command: str, root: Path, assets: Path
 ) -> None:
-    """Add a finished run to `assets`/results.json, with its history beside it as runs/`name`.jsonl."""
-    results = assets / "results.json"
-    rows = json.loads(results.read_text()) if results.exists() else []
-    surroundings = json.loads((root / name / "environment.json").read_text())
+    """Add a finished run to `assets`/results.json, with its history beside it as runs/`name`.jsonl.
+
+    Raises:
+        ValueError: the run is not finished.
+    """
+    if len(history) != experiment.recipe.epochs:
+        raise ValueError(f"{name} has {len(history)} of {experiment.recipe.epochs} epochs, and is not recorded.")
     row = {
         "run": name,
         "network": str(experiment),
@@ -47,23 +77,18 @@ def record(
         "test_loss": history[-1]["test_loss"],
         "flip_averaged_accuracy": round(flip_averaged, 2),
         "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
-        **surroundings,
-        "precision": str(resolve_precision(experiment.recipe.precision, default_device())).removeprefix("torch."),
+        **json.loads((root / name / "environment.json").read_text()),
         "command": command,
         "recipe": asdict(experiment.recipe),
     }
-    rows = sorted([other for other in rows if other["run"] != name] + [row], key=lambda row: row["run"])
-    (assets / "runs").mkdir(parents=True, exist_ok=True)
     history_text = (root / name / "history.jsonl").read_text()
-    write_whole(assets / "runs" / f"{name}.jsonl", lambda path: path.write_text(history_text))
-    write_whole(results, lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
-
-
-def save_weights(model: torch.nn.Module, path: Path) -> None:
-    """Write parameters and buffers, on the CPU, for torch.load(..., weights_only=True)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    write_whole(path, lambda temporary: torch.save(weights, temporary))
+    (assets / "runs").mkdir(parents=True, exist_ok=True)
+    with locked(assets, seconds=-1):  # others may record at the same time
+        rows = sorted(
+            [other for other in read_rows(assets) if other["run"] != name] + [row], key=lambda row: row["run"]
+        )
+        write_whole(assets / "runs" / f"{name}.jsonl", lambda path: path.write_text(history_text))
+        write_whole(assets / "results.json", lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
 
 
 def parse_setting(text: str) -> tuple[str, object]:
@@ -83,10 +108,10 @@ def parse_setting(text: str) -> tuple[str, object]:
 def chosen_data(given: argparse.Namespace) -> Data:
     """The data that the command line names."""
     data = load_data(given.data)
-    return hold_out(data, given.validation) if given.validation else data
+    return hold_out(data, given.validation) if given.validation is not None else data
 
 
-def run_experiment(
+def train_one(
     experiment: Experiment, run: str, data: Data, given: argparse.Namespace
 ) -> tuple[list[dict], torch.nn.Module]:
     """Train `experiment` as the run `run`, as the command line says, and return its history and network."""
@@ -97,29 +122,49 @@ def run_experiment(
     return history, model
 
 
-def sweep(experiments: dict[str, Experiment], given: argparse.Namespace) -> list[list[dict]]:
-    """Train all `experiments`, from a run's name to what it trains, in `given.jobs` processes or on a Dask cluster."""
-    tasks = [delayed(train_only)(experiment, run, given) for run, experiment in experiments.items()]
+def sweep(given: argparse.Namespace) -> None:
+    """Train every NAME with every seed, in `--jobs` processes or on a Dask cluster, and print means and spreads."""
+    experiments = {
+        (name, seed): EXPERIMENTS[name].changed(given.set, seed) for name in given.names for seed in given.seeds
+    }
+    tasks = [
+        delayed(train_only)(experiment, f"{name}-{seed}", given) for (name, seed), experiment in experiments.items()
+    ]
     if given.dask is None:
-        return Parallel(n_jobs=given.jobs)(tasks)
-    from dask.distributed import Client
+        histories = Parallel(n_jobs=given.jobs)(tasks)
+    else:
+        from dask.distributed import Client
 
-    with Client(given.dask), parallel_config("dask"):
-        return Parallel()(tasks)
+        with Client(given.dask, timeout=30), parallel_config("dask"):
+            histories = Parallel()(tasks)
+    results: dict[str, list[float]] = {}
+    for (name, _), history in zip(experiments, histories, strict=True):
+        results.setdefault(name, []).append(history[-1]["test_accuracy"])
+    for name, accuracies in results.items():
+        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+        print(f"{name}: {statistics.mean(accuracies):.2f}{spread} % (n = {len(accuracies)})")
 
 
 def train_only(experiment: Experiment, run: str, given: argparse.Namespace) -> list[dict]:
-    """What `run_experiment` returns without the network: all that a sweep sends back."""
-    return run_experiment(experiment, run, chosen_data(given), given)[0]
+    """What `train_one` returns without the network: all that a sweep sends back."""
+    history, _ = train_one(experiment, run, chosen_data(given), given)
+    print(f"{run}: {history[-1]['test_accuracy']:.2f} % after {len(history)} epochs", flush=True)
+    return history
 
 
-def summary(results: dict[str, list[float]]) -> str:
-    """A line an experiment: its name, and mean and spread of its test accuracies."""
-    lines = []
-    for name, accuracies in results.items():
-        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-        lines.append(f"{name}: {statistics.mean(accuracies):.2f}{spread} % (n = {len(accuracies)})")
-    return "\n".join(lines)
+def single(given: argparse.Namespace, command: str) -> None:
+    """Train one NAME, and record it if that is asked for."""
+    (name,) = given.names
+    experiment, run = EXPERIMENTS[name].changed(given.set), given.run or name
+    with joined() as team:
+        data = chosen_data(given)
+        if given.record:
+            check_record(run, data, experiment.recipe.epochs, ASSETS)
+        history, model = train_one(experiment, run, data, given)
+        if given.record and team.is_main:
+            record(run, experiment, history, flip_averaged_accuracy(model, data), command, given.root, ASSETS)
+            if given.weights:
+                save_weights(model, ASSETS / "weights" / f"{run}.pt")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -128,24 +173,39 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("names", nargs="+", choices=EXPERIMENTS, metavar="NAME", help=", ".join(EXPERIMENTS))
     parser.add_argument("--run", help="name of the run, if it is not the experiment's")
     parser.add_argument(
-        "--set", nargs="+", default=[], type=parse_setting, metavar="FIELD=VALUE", help="change the recipe"
-    )
+        "--set", nargs="+", action="extend", default=[], type=parse_setting, metavar="FIELD=VALUE",
+        help=f"change the recipe: {', '.join(field.name for field in fields(Recipe))}",
+    )  # fmt: skip
     parser.add_argument("--data", help="folder or tar archive of images, or digits (see load_data)")
     parser.add_argument("--validation", type=int, metavar="N", help="hold out N training images and test on those")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
     parser.add_argument("--record", action="store_true", help="add the finished run to assets/")
     parser.add_argument("--weights", action="store_true", help="with --record: its weights too")
-    parser.add_argument("--compile", metavar="MODE", help='a mode of torch.compile, such as "reduce-overhead"')
+    parser.add_argument(
+        "--compile", choices=COMPILE_MODES, metavar="MODE", help=f"torch.compile's mode: {', '.join(COMPILE_MODES)}"
+    )
     several = parser.add_argument_group("many runs at once")
     several.add_argument("--sweep", action="store_true", help="train every NAME with every one of --seeds")
-    several.add_argument("--seeds", nargs="+", type=int, default=[0], help="the seeds of a sweep (default: 0)")
-    several.add_argument("--jobs", type=int, default=1, help="trainings at a time on this machine (default: 1)")
+    several.add_argument("--seeds", nargs="+", type=int, help="the seeds of a sweep (default: 0)")
+    several.add_argument("--jobs", type=int, help="trainings at a time on this machine (default: 1)")
     several.add_argument("--dask", metavar="ADDRESS", help="spread them over the Dask cluster there instead")
     given = parser.parse_args(arguments)
     if not given.sweep and len(given.names) > 1:
         parser.error("give one NAME, or --sweep")
-    if given.sweep and (given.run or given.record):
-        parser.error("--sweep names its runs NAME-SEED, and does not go with --run or --record")
+    if given.sweep and (given.run or given.record or given.weights):
+        parser.error("--sweep names its runs NAME-SEED, and does not go with --run, --record or --weights")
+    if given.sweep and "seed" in dict(given.set):
+        parser.error("the seeds of a sweep are given by --seeds, not by --set")
+    for option in ("seeds", "jobs", "dask"):
+        if getattr(given, option) is not None and not given.sweep:
+            parser.error(f"--{option} is for a --sweep")
+    if given.weights and not given.record:
+        parser.error("--weights goes with --record")
+    if given.dask and given.jobs:
+        parser.error("give --jobs or --dask, not both")
+    if given.jobs is not None and given.jobs < 1:
+        parser.error(f"--jobs {given.jobs} does nothing: give 1 or more")
+    given.seeds, given.jobs = given.seeds or [0], given.jobs or 1
     return given
 
 
@@ -154,30 +214,15 @@ def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
     try:
         if given.sweep:
-            experiments = {
-                (name, seed): EXPERIMENTS[name].changed(given.set, seed) for name in given.names for seed in given.seeds
-            }
-            runs = {f"{name}-{seed}": experiment for (name, seed), experiment in experiments.items()}
-            results: dict[str, list[float]] = {}
-            for (name, _), history in zip(experiments, sweep(runs, given), strict=True):
-                results.setdefault(name, []).append(history[-1]["test_accuracy"])
-            print(summary(results))
-            return 0
-        (name,) = given.names
-        experiment, run = EXPERIMENTS[name].changed(given.set), given.run or name
-        with joined() as world:
-            data = chosen_data(given)
-            history, model = run_experiment(experiment, run, data, given)
-    except (DataError, ValueError, FloatingPointError, MemoryError) as error:
+            sweep(given)
+        else:
+            single(given, "python train.py " + " ".join(arguments if arguments is not None else sys.argv[1:]))
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "Stopped; the same command resumes.", file=sys.stderr)
+        return 130
+    except (DataError, ValueError, FloatingPointError, MemoryError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    if len(history) < experiment.recipe.epochs:
-        return 130  # as the shell has it for Ctrl-C
-    if given.record and world.is_main:
-        command = "python train.py " + " ".join(arguments if arguments is not None else sys.argv[1:])
-        record(run, experiment, history, flip_averaged_accuracy(model, data), command, given.root, ASSETS)
-        if given.weights:
-            save_weights(model, ASSETS / "weights" / f"{run}.pt")
     return 0
 
 

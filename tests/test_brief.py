@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from models import SeedNet
-from review import check_brief
+from s9.brief import check_brief
 
 
 class Fitting(nn.Module):
@@ -70,7 +70,7 @@ def test_accuracy_is_a_bound_and_a_percentage():
 
 @pytest.mark.parametrize("mend", [False, True])
 def test_seednet_breaks_two_rules(mend):
-    rows = check_brief(SeedNet(apply_relu=mend, mend_strides=mend), 40.2)
+    rows = check_brief(SeedNet(use_relu=mend, norm_strided=mend, pad_strided=mend), 40.2)
     assert [rule.rule for rule in rows if not rule.passed] == ["parameters", "test accuracy"]
     assert not rows.passed
     assert {rule.rule: rule.found for rule in rows}["receptive field, pixels"] == "77"

@@ -11,7 +11,7 @@ from torch import nn
 
 import utils
 from models import SeedNet
-from review import RangeTest
+from netreview import RangeTest
 
 CAPTION = "SomeNet on some data, 12.3 %"
 

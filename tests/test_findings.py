@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import review as module
 import torch
 import torch.nn.functional as F
+from review import SEVERITIES
 from torch import nn
 from zoo import ZOO, Net, pictures
 
-import review as module
 from models import SeedNet
-from review import SEVERITIES, affine_equivalent, learning_rate_range, review, review_history
+from netreview import affine_equivalent, learning_rate_range, review, review_history
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,7 +9,7 @@ from torchvision.models import swin_transformer as swin
 from torchvision.models.efficientnet import MBConvConfig
 from torchvision.models.vgg import make_layers
 
-from review import review
+from netreview import review
 
 SMALL_VIT = {"image_size": 32, "patch_size": 8, "num_layers": 3, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64}
 SMALL_MAXVIT = {"input_size": (64, 64), "stem_channels": 16, "partition_size": 2, "head_dim": 16}

@@ -31,9 +31,9 @@ def test_mended_strides_add_three_batchnorms():
     assert count(SeedNet(True, mend_strides=True)) == BY_HAND + 2 * (32 + 64 + 64)
 
 
-@pytest.mark.parametrize(("mend_strides", "sizes"), [(False, [32, 14, 6, 2]), (True, [32, 16, 8, 4])])
-def test_map_sizes(mend_strides, sizes):
-    model, seen = SeedNet(True, mend_strides).eval(), []
+@pytest.mark.parametrize(("pad_strided", "sizes"), [(False, [32, 14, 6, 2]), (True, [32, 16, 8, 4])])
+def test_map_sizes(pad_strided, sizes):
+    model, seen = SeedNet(True, pad_strided=pad_strided).eval(), []
     for layer in model.features:
         layer.register_forward_hook(lambda _, __, output: seen.append(output.shape[-1]))
     model(torch.zeros(1, 3, 32, 32))

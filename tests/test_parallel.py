@@ -16,7 +16,7 @@ from s9.loading import load_data
 from s9.processes import World
 from s9.recipes import Recipe
 from s9.results import read_history
-from s9.training import train
+from utils import train
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from s9 import recipes
-from s9.recipes import Recipe, check_recipe_fits, resolve_precision
+from s9.machine import resolve_precision
+from s9.recipes import Recipe, check_recipe_fits
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 IMAGES = torch.zeros(40, 3, 32, 32, dtype=torch.uint8)

@@ -8,7 +8,8 @@ import torchvision
 from torch import nn
 
 from models import SeedNet
-from review import layer_summary, receptive_field
+from netreview import receptive_field
+from s9.architecture import layer_summary
 
 SEED_TABLE = (Path(__file__).parent / "seed-summary.txt").read_text()
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from review import check_brief
+from s9.brief import check_brief
 from scripts import search
 from utils import read_history
 

@@ -48,7 +48,7 @@ def test_a_rung_changes_what_it_says():
     assert changes == [
         {"apply_relu"},
         {"schedule", "learning_rate", "momentum", "nesterov"},
-        {"mend_strides"},
+        {"norm_strided", "pad_strided"},
         {"dropout", "crop", "flip", "label_smoothing"},
         {"network"},
         {"batch_size", "learning_rate", "weight_decay"},

@@ -15,8 +15,11 @@ from torch import nn
 
 import utils
 from models import SeedNet
-from s9 import recipes, training
+from s9 import recipes
 from s9.files import write_whole
+from s9.optimizers import make_optimizer
+from s9.runs import read_checkpoint
+from s9.weights import Preprocessing
 from utils import Batches, Recipe, train
 
 TINY = Recipe(epochs=3, batch_size=16, learning_rate=0.05, precision="fp32")
@@ -127,7 +130,7 @@ def test_weight_decay_shrinks_matrices_only(random_data):
     model = small_net()
     for parameter in model.parameters():
         parameter.data.fill_(1.0)
-    optimizer = training.make_optimizer(model, Recipe(learning_rate=0.1, weight_decay=0.5))
+    optimizer = make_optimizer(model, Recipe(learning_rate=0.1, weight_decay=0.5))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -183,41 +186,62 @@ def test_same_seed_same_history_and_the_callers_random_state_is_kept(random_data
     assert without_seconds(first) != without_seconds(other)
 
 
-class Interrupted(Exception):
-    pass
+def stop_at(epoch: int, step: int = 1):
+    """A callback that stands for somebody's Ctrl-C."""
+
+    def stop(*numbers) -> None:
+        if numbers == (epoch, step):
+            raise KeyboardInterrupt
+
+    return stop
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"momentum": 0.9, "nesterov": True, "schedule": "one-cycle"},
-        {"optimizer": "adamw", "crop": 4},
-        {"optimizer": "muon", "momentum": 0.9},
-    ],
-)
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(random_data, tmp_path, monkeypatch, changes):
+CHANGES = [
+    {},
+    {"momentum": 0.9, "nesterov": True, "schedule": "one-cycle"},
+    {"optimizer": "adamw", "crop": 4},
+    {"optimizer": "muon", "momentum": 0.9},
+]
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+@pytest.mark.parametrize("changes", CHANGES)
+def test_a_stopped_run_resumes_as_if_it_had_not_been(random_data, tmp_path, epoch, changes):
     recipe = replace(TINY, epochs=4, **changes)
-    whole = small_net()
+    whole, stopped = small_net(), small_net()
     expected = quiet(whole, random_data, recipe)
-
-    def stop_in_the_third_epoch(self, number):
-        if number == 2:
-            raise Interrupted
-        return epoch(self, number)
-
-    epoch = training._Training.epoch
-    monkeypatch.setattr(training._Training, "epoch", stop_in_the_third_epoch)
-    with pytest.raises(Interrupted):
-        quiet(small_net(), random_data, recipe, run="stopped", root=tmp_path)
-    monkeypatch.setattr(training._Training, "epoch", epoch)
-    resumed = small_net(seed=9)  # whatever it starts from, the checkpoint counts
-    history = quiet(resumed, random_data, recipe, run="stopped", root=tmp_path)
-    assert without_seconds(history) == without_seconds(expected)
-    assert torch.equal(weights(resumed), weights(whole))
+    with pytest.raises(utils.TrainingStopped, match=f"Stopped after {epoch} of 4 epochs; the same call resumes"):
+        quiet(stopped, random_data, recipe, run="stopped", root=tmp_path, on_step=stop_at(epoch))
+    for model in (stopped, small_net(seed=9)):  # whatever the second call starts from, the checkpoint counts
+        shutil.copytree(tmp_path / "stopped", tmp_path / "again", dirs_exist_ok=True)
+        history = quiet(model, random_data, recipe, run="again", root=tmp_path)
+        assert without_seconds(history) == without_seconds(expected)
+        assert torch.equal(weights(model), weights(whole))
+        shutil.rmtree(tmp_path / "again")
 
 
-def test_a_finished_run_is_loaded_and_leaves_its_records(random_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_stopped_without_a_run_the_model_is_as_after_its_last_whole_epoch(random_data, epoch):
+    recipe = replace(TINY, epochs=4)
+    model, expected = small_net(), small_net()
+    before = weights(model)
+    with pytest.raises(utils.TrainingStopped) as stop:
+        quiet(model, random_data, recipe, on_step=stop_at(epoch))
+    assert str(stop.value) == f"Stopped after {epoch} of 4 epochs."
+    assert not model.training
+    if epoch == 0:
+        assert stop.value.history == []
+        assert torch.equal(weights(model), before)
+    else:
+        with pytest.raises(utils.TrainingStopped) as other:
+            quiet(expected, random_data, recipe, on_step=stop_at(epoch, step=0))
+        assert torch.equal(weights(model), weights(expected))
+        assert [record["epoch"] for record in other.value.history] == [1, 2]
+        predicted, _ = utils.predict(model, random_data, device="cpu", precision="fp32")
+        assert (predicted == random_data.test_labels.numpy()).sum() == stop.value.history[-1]["test_correct"]
+
+
+def test_a_finished_run_is_loaded_and_leaves_its_records(random_data, tmp_path, capsys):
     model = small_net()
     history = quiet(model, random_data, TINY, run="done", root=tmp_path)
     home = tmp_path / "done"
@@ -226,12 +250,15 @@ def test_a_finished_run_is_loaded_and_leaves_its_records(random_data, tmp_path, 
     surroundings = json.loads((home / "environment.json").read_text())
     assert surroundings["torch"] == torch.__version__
     assert surroundings["data"] == "noise, made for tests"
+    assert surroundings["precision"] == "float32"
     assert sorted(path.name for path in home.iterdir()) == [
         "checkpoint.previous.pt", "checkpoint.pt", "environment.json", "history.jsonl", "lock", "recipe.json",
     ]  # fmt: skip
-    monkeypatch.setattr(training._Training, "epoch", lambda *_: pytest.fail("trained again"))
     again = small_net(seed=9)
-    assert quiet(again, random_data, TINY, run="done", root=tmp_path) == history
+    capsys.readouterr()
+    trained_again = lambda *_: pytest.fail("trained again")  # noqa: E731
+    assert quiet(again, random_data, TINY, run="done", root=tmp_path, on_step=trained_again) == history
+    assert capsys.readouterr().out == f"{home}: 3 of 3 epochs are done, and were loaded.\n"
     assert torch.equal(weights(again), weights(model))
 
 
@@ -244,7 +271,80 @@ def test_a_run_of_something_else_is_refused_and_kept(random_data, digits, tmp_pa
         quiet(nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), random_data, TINY, run="mine", root=tmp_path)
     with pytest.raises(ValueError, match="data"):
         quiet(small_net(), random_data._replace(copy="another"), TINY, run="mine", root=tmp_path)
+    for changed in (
+        random_data._replace(train_labels=1 - random_data.train_labels),
+        random_data._replace(test_labels=1 - random_data.test_labels),
+        random_data._replace(test_images=255 - random_data.test_images),
+        random_data._replace(train_images=255 - random_data.train_images),
+        random_data._replace(classes=("odd", "even")),
+    ):
+        with pytest.raises(ValueError, match="another content"):
+            quiet(small_net(), changed, TINY, run="mine", root=tmp_path)
     assert (tmp_path / "mine" / "checkpoint.pt").read_bytes() == before
+
+
+class Rectified(nn.Module):
+    """The same layers, whether what the ReLU gives is used or dropped."""
+
+    def __init__(self, use_relu: bool):
+        super().__init__()
+        self.first, self.relu, self.last = nn.Linear(3072, 8), nn.ReLU(), nn.Linear(8, 2)
+        self.uses = (use_relu,)
+
+    def forward(self, x):
+        x = self.first(x.flatten(1))
+        rectified = self.relu(x)
+        return self.last(rectified if self.uses[0] else x)
+
+
+class Dropping(Rectified):
+    """Dropout that its representation does not show."""
+
+    def forward(self, x):
+        return F.dropout(super().forward(x), 0.5, self.training)
+
+
+def test_a_network_that_computes_something_else_is_another(random_data, tmp_path):
+    """A student repairs `forward` and runs the same cell again."""
+    quiet(Rectified(False), random_data, TINY, run="mine", root=tmp_path)
+    assert str(Rectified(False)) == str(Rectified(True))
+    with pytest.raises(ValueError, match=r"another outputs.*the same layers compute something else"):
+        quiet(Rectified(True), random_data, TINY, run="mine", root=tmp_path)
+    Dropping.__name__ = "Rectified"
+    with pytest.raises(ValueError, match="the same layers compute something else"):
+        quiet(Dropping(False), random_data, TINY, run="mine", root=tmp_path)
+    quiet(Rectified(False), random_data, TINY, run="mine", root=tmp_path)
+
+
+def test_images_permuted_from_numpys_layout_are_the_same_data(random_data, tmp_path):
+    """Not contiguous in memory."""
+    permuted = random_data._replace(
+        train_images=random_data.train_images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    )
+    history = quiet(small_net(), permuted, TINY, run="mine", root=tmp_path)
+    assert quiet(small_net(), random_data, TINY, run="mine", root=tmp_path) == history
+
+
+def test_a_resumed_run_keeps_the_precision_that_it_began_with(random_data, tmp_path, monkeypatch, capsys):
+    recipe = replace(TINY, precision="auto")
+    monkeypatch.setattr(utils, "resolve_precision", lambda precision, device: torch.bfloat16)
+    with pytest.raises(utils.TrainingStopped):
+        quiet(small_net(), random_data, recipe, run="mine", root=tmp_path, on_step=stop_at(1))
+    monkeypatch.setattr(utils, "resolve_precision", lambda precision, device: torch.float32)
+    train(small_net(), random_data, recipe, run="mine", root=tmp_path, device="cpu")
+    assert "Device: cpu, bfloat16" in capsys.readouterr().out
+    assert json.loads((tmp_path / "mine" / "environment.json").read_text())["precision"] == "bfloat16"
+
+
+def test_the_schedule_waits_where_fp16_skips_a_step(random_data):
+    """A gradient that overflows fp16 leads to no step, and so not to the next rate."""
+    recipe = replace(TINY, schedule="one-cycle", epochs=4)
+    trainer = utils.Trainer(small_net(), random_data, recipe, torch.device("cpu"), torch.float16)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    images, labels = next(iter(trainer.batches))
+    rates = [trainer.descend(trainer.loss(images, labels)[0]) for _ in range(2)]
+    assert rates[0] == rates[1]
+    assert trainer.scaler.get_scale() < 2.0**60
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -312,14 +412,18 @@ def test_classify_takes_the_middle_of_a_picture_and_normalises_it(tmp_path):
         [0.2470, 0.2435, 0.2616]
     )
     expected = pixels.softmax(0).tolist()
+    model = Brightness()
+    with pytest.raises(ValueError, match="no preprocessing"):
+        utils.classify(model, picture)
+    model.preprocessing = Preprocessing(("red", "green", "blue"), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
     for source in (picture, tmp_path / "wide.png", str(tmp_path / "wide.png")):
-        answer = utils.classify(Brightness(), source, ("red", "green", "blue"))
+        answer = utils.classify(model, source)
         assert list(answer) == ["red", "green", "blue"]
         assert list(answer.values()) == pytest.approx(expected, rel=1e-4)
     (tmp_path / "text.png").write_text("no picture")
     for source in (tmp_path / "text.png", tmp_path / "nowhere.png"):
         with pytest.raises(utils.DataError, match=f"{source.name} cannot be read as a picture"):
-            utils.classify(Brightness(), source, ("red", "green", "blue"))
+            utils.classify(model, source)
 
 
 def test_parameters_are_counted_if_they_are_trained():
@@ -362,11 +466,11 @@ def test_fp16_takes_scaled_losses_and_the_same_steps(random_data, tmp_path, monk
     exact, scaled = small_net(), small_net()
     before = weights(exact)
     expected = quiet(exact, random_data, TINY)
-    monkeypatch.setattr(training, "resolve_precision", lambda precision, device: torch.float16)
+    monkeypatch.setattr(utils, "resolve_precision", lambda precision, device: torch.float16)
     history = quiet(scaled, random_data, TINY, run="fp16", root=tmp_path)
     assert history[-1]["train_loss"] == pytest.approx(expected[-1]["train_loss"], rel=0.05)
     assert (weights(scaled) - weights(exact)).norm() < 0.1 * (weights(exact) - before).norm()
-    checkpoint = torch.load(tmp_path / "fp16" / "checkpoint.pt", weights_only=True)
+    checkpoint = read_checkpoint(tmp_path / "fp16" / "checkpoint.pt")
     assert checkpoint["scaler"]["scale"] > 1
 
 

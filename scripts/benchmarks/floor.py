@@ -7,9 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import utils
-from s9 import training
+from netreview.traces import tensors_in
 from scripts.benchmarks import measuring
-from tracing import tensors_in
 
 
 class _Traffic(TorchDispatchMode):
@@ -38,13 +37,15 @@ class Work(NamedTuple):
 def work_of_a_step(experiment, data: utils.Data) -> Work:
     """Forward and backward pass of `experiment` for one batch, the optimiser left out."""
     part = utils.subset(data, experiment.recipe.batch_size)
-    run = training._Training(experiment.build(), part, experiment.recipe, utils.default_device(), False, None)
+    device = utils.default_device()
+    dtype = utils.resolve_precision(experiment.recipe.precision, device)
+    run = utils.Trainer(experiment.build(), part, experiment.recipe, device, dtype)
     run.network.train()
     images, labels = next(iter(run.batches))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        run._loss(images, labels, len(labels))
+        run.loss(images, labels)
     with _Traffic() as traffic:
-        loss, _ = run._loss(images, labels, len(labels))
+        loss, _ = run.loss(images, labels)
         loss.backward()
     # The gradients of a layer's input and of its weights take as much as the layer each. (The counter's own number for
     # them is too high: it takes those of a depthwise convolution for those of a dense one.)

@@ -13,6 +13,7 @@ import torch
 
 import utils
 from s9.files import write_whole
+from s9.machine import device_name
 from s9.results import ROOT
 
 RECORDS = ROOT / "assets" / "benchmarks.json"
@@ -59,7 +60,7 @@ def record(bench: str, values: dict[str, list[float]], unit: str, data: utils.Da
             "unit": unit,
             "n": len(numbers),
             "spread": float(f"{max(numbers) - min(numbers):.2g}"),
-            "device": device_name(),
+            "device": device_name(utils.default_device()),
             "torch": torch.__version__,
             "data": f"{data.name}, {data.copy}" if data else "none",
             "command": "python -m scripts.benchmarks." + " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]),
@@ -75,9 +76,3 @@ def record(bench: str, values: dict[str, list[float]], unit: str, data: utils.Da
 def identity(row: dict) -> tuple:
     """What a record is about: a new one of the same replaces it."""
     return tuple(row[key] for key in ("bench", "side", "case", "unit", "device"))
-
-
-def device_name() -> str:
-    """The GPU, or the processor and how many of its cores torch uses."""
-    device = utils.default_device()
-    return utils.environment(utils.Data(*[torch.empty(0)] * 4, (), "", ""), device)["device"]

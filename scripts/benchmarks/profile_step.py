@@ -12,8 +12,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import utils
-from s9 import training
-from s9.memory import kept_for_reuse
+from s9.machine import kept_for_reuse
+from s9.optimizers import make_optimizer
+from s9.schedules import make_scheduler
 from scripts.benchmarks import measuring, plain
 from scripts.experiments import EXPERIMENTS
 
@@ -42,11 +43,12 @@ def main() -> None:
     experiment = EXPERIMENTS[given.name]
     data = utils.subset(utils.load_data(), (2 * given.steps + 2) * experiment.recipe.batch_size)
     model = experiment.build()
-    run = training._Training(model, data, experiment.recipe, utils.default_device(), False, None)
+    device = utils.default_device()
+    run = utils.Trainer(model, data, experiment.recipe, device, utils.resolve_precision("auto", device))
     if given.plain:
-        run.network = plain.network(model).to(memory_format=torch.contiguous_format)
-        run.optimizer = training.make_optimizer(run.network, experiment.recipe)
-        run.scheduler = training.make_scheduler(run.optimizer, experiment.recipe, len(run.batches))
+        run.network = run.parallel = plain.network(model).to(memory_format=torch.contiguous_format)
+        run.optimizer = make_optimizer(run.network, experiment.recipe)
+        run.scheduler = make_scheduler(run.optimizer, experiment.recipe, len(run.batches))
         run.dtype = torch.float32
     run.network.train()
     batches = itertools.chain.from_iterable(itertools.repeat(run.batches))
@@ -55,10 +57,10 @@ def main() -> None:
         images, labels = next(batches)
         if given.plain:
             images = images.contiguous()
-        loss, _ = run._loss(images, labels, len(labels))
-        run._descend(loss)
+        loss, _ = run.loss(images, labels)
+        run.descend(loss)
 
-    with contextlib.nullcontext() if given.plain else kept_for_reuse():
+    with contextlib.nullcontext() if given.plain else kept_for_reuse(device):
         for _ in range(2):
             step()
         took = measuring.seconds(lambda: [step() for _ in range(given.steps)])

@@ -10,12 +10,12 @@ from dataclasses import replace
 import torch
 
 import utils
-from s9 import training
+from s9.optimizers import make_optimizer
+from s9.schedules import make_scheduler
 from scripts.benchmarks import measuring, plain
 from scripts.benchmarks.floor import floor, work_of_a_step
 from scripts.experiments import EXPERIMENTS
 
-BENCHES = {"seednet": "train-seednet", "s9net": "train-s9net"}
 EPOCH = 50_000
 
 
@@ -23,8 +23,8 @@ def plain_run(experiment, data: utils.Data, epochs: int) -> tuple[torch.nn.Modul
     """Train the plain way; the network, and seconds of training, without the making of the data set."""
     model, recipe = plain.network(experiment.build()), replace(experiment.recipe, epochs=epochs)
     batches = plain.loader(data, recipe)
-    optimizer = training.make_optimizer(model, recipe)
-    scheduler = training.make_scheduler(optimizer, recipe, len(batches))
+    optimizer = make_optimizer(model, recipe)
+    scheduler = make_scheduler(optimizer, recipe, len(batches))
 
     def epochs_of_it() -> None:
         for _ in range(epochs):
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--accuracy", type=int, metavar="EPOCHS")
     given = parser.parse_args()
     experiment, data = EXPERIMENTS[given.name], utils.load_data()
-    bench = BENCHES.get(given.name, f"train-{given.name}")
+    bench = f"train-{given.name}"
     runs = {"ours": our_run, "plain fp32 NCHW with DataLoader": plain_run}
     if given.accuracy:
         for side, run in runs.items():

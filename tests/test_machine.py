@@ -5,9 +5,11 @@ import platform
 from unittest import mock
 
 import pytest
+import torch
 
-from s9.memory import kept_for_reuse
+from s9.machine import kept_for_reuse
 
+CPU = torch.device("cpu")
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # glibc's malloc.h
 
 
@@ -17,7 +19,7 @@ def test_glibc_keeps_memory_inside_and_gives_it_back_after_an_error(monkeypatch)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: glibc)
 
     def stopped() -> None:
-        with kept_for_reuse():
+        with kept_for_reuse(CPU):
             assert glibc.mock_calls == [mock.call.mallopt(MMAP_MAX, 0), mock.call.mallopt(TRIM_THRESHOLD, -1)]
             glibc.reset_mock()
             raise KeyboardInterrupt
@@ -36,7 +38,7 @@ def test_the_last_of_several_users_takes_the_setting_back(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
     glibc = mock.Mock()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: glibc)
-    first, second = kept_for_reuse(), kept_for_reuse()
+    first, second = kept_for_reuse(CPU), kept_for_reuse(CPU)
     first.__enter__()
     second.__enter__()
     assert len(glibc.mock_calls) == 2
@@ -57,5 +59,12 @@ def test_glibc_takes_these_settings():
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(ctypes, "CDLL", None)
-    with kept_for_reuse():
+    with kept_for_reuse(CPU):
+        pass
+
+
+def test_on_a_gpu_the_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    with kept_for_reuse(torch.device("cuda")):
         pass
