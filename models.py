@@ -24,7 +24,7 @@ class DWSeparableConv2d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float, use_relu: bool = False):
         super().__init__()
-        self.apply_relu = apply_relu
+        self.use_relu = use_relu
         self.depthwise = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.relu = nn.ReLU()
@@ -34,10 +34,10 @@ class DWSeparableConv2d(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.pointwise(self.depthwise(x))
         rectified = self.relu(x)
-        return self.dropout(self.norm(rectified if self.apply_relu else x))
+        return self.dropout(self.norm(rectified if self.use_relu else x))
 
     def extra_repr(self) -> str:
-        return f"apply_relu={self.apply_relu}"
+        return f"use_relu={self.use_relu}"
 
 
 class DilateConv2d(nn.Module):
@@ -62,7 +62,7 @@ class GenericConvLayer2d(nn.Module):
         return self.conv(x)
 
 
-class SeedNet(nn.Module):
+class StudentNet(nn.Module):
     """The student's network, 214,651 parameters: normalised images (N, 3, 32, 32) -> log-probabilities (N, classes).
 
     Without arguments it is the network as published.
@@ -136,7 +136,7 @@ class ResidualBlock(nn.Module):
         return x + self.branch(x)
 
 
-class Halve(nn.Sequential):
+class Downsample(nn.Sequential):
     """Half the height and width by averaging, then other channels: (N, in, H, W) -> (N, out, H/2, W/2)."""
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -160,9 +160,9 @@ class S9Net(nn.Module):
         self.features = nn.Sequential(
             nn.Sequential(nn.Conv2d(3, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU()),
             ResidualBlock(first, expansion=0),  # 32x32
-            Halve(first, width),
+            Downsample(first, width),
             *[ResidualBlock(width, dilation) for dilation in 4 * (1, 2)],  # 16x16
-            Halve(width, last),
+            Downsample(width, last),
             ResidualBlock(last),  # 8x8
             nn.ReLU(),
         )

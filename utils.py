@@ -106,7 +106,7 @@ def train(
     check_recipe_fits(recipe, data.train_images)
     check_network(model, data, recipe)
     dtype, team = resolve_precision(recipe.precision, device), Team()
-    home = Run(Path(root), run, model, data, recipe) if run else None
+    home = None if run is None else Run(Path(root), run, model, data, recipe)
     with kept_random_states(), contextlib.ExitStack() as held:
         seed_all(recipe.seed)
         checkpoint, history = None, []

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from netreview import affine, behaviour, rates, structure  # noqa: F401 - they register their checks
-from netreview.findings import CHECKS, Finding, Findings
+from netreview import affine, behaviour, rates, structure
+from netreview.findings import CHECKS, Check, Finding, Findings
 from netreview.randomness import kept_random_states
 from netreview.subject import Subject
 
@@ -46,7 +46,13 @@ def review(
             leak = CHECKS["batch-leak"]
             evidence = f"{len(images)} images go in, and an output of shape {tuple(output.shape)} comes out."
             return Findings([*findings, Finding(leak.id, leak.severity, "", evidence, leak.advice)])
-        return Findings([finding for check in CHECKS.values() for finding in check.findings(subject)])
+        return Findings([finding for check in ordered_checks() for finding in check.findings(subject)])
+
+
+def ordered_checks() -> list[Check]:
+    """All registered checks, those of causes before those of symptoms."""
+    modules = [module.__name__ for module in (structure, affine, behaviour, rates)]
+    return sorted(CHECKS.values(), key=lambda check: modules.index(check.function.__module__))
 
 
 def review_history(history: list[dict]) -> Findings:

@@ -28,8 +28,11 @@ def check_data(data: Data) -> None:
     """Check what training needs of a data set, however it was made.
 
     Raises:
+        TypeError: it is no `Data`.
         DataError: images or labels are not as `Data` says; the message says which.
     """
+    if not isinstance(data, Data):
+        raise TypeError(f"Data: give what load_data returns, not {type(data).__name__}.")
     for split in ("train", "test"):
         images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:

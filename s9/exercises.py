@@ -19,16 +19,16 @@ SMALL = 100_000  # parameters that the last exercise stays under
 def check_mended(block: Callable[..., nn.Module], ours: Callable[..., nn.Module]) -> str:
     """Exercise 1: compare a block with the kit's own, with and without the fault, by what it computes.
 
-    `block(in_channels, out_channels, dropout, apply_relu)` builds it, as `ours`, the kit's `DWSeparableConv2d`, does.
+    `block(in_channels, out_channels, dropout, use_relu)` builds it, as `ours`, the kit's `DWSeparableConv2d`, does.
     """
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     theirs = block(4, 6, 0.0, False)
     results = {}
-    for apply_relu in (False, True):
-        kits = ours(4, 6, 0.0, apply_relu)
+    for use_relu in (False, True):
+        kits = ours(4, 6, 0.0, use_relu)
         kits.load_state_dict(theirs.state_dict())
         with torch.no_grad():
-            results[apply_relu] = torch.allclose(theirs(x), kits(x), atol=1e-5)
+            results[use_relu] = torch.allclose(theirs(x), kits(x), atol=1e-5)
     if results[True]:
         return "Well done: your block computes what the mended one does."
     if results[False]:

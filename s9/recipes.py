@@ -73,8 +73,8 @@ USED_BY = {  # fields that only some choices of another field use
     "nesterov": ("optimizer", ("sgd", "muon")),
 }
 
-SEED_RECIPE = Recipe()  # the student's; the augmentation behind it was not published, so there is none
-ONE_CYCLE = replace(SEED_RECIPE, schedule="one-cycle", learning_rate=0.1, momentum=0.9, nesterov=True)
+STUDENT_RECIPE = Recipe()  # the student's; the augmentation behind it was not published, so there is none
+ONE_CYCLE = replace(STUDENT_RECIPE, schedule="one-cycle", learning_rate=0.1, momentum=0.9, nesterov=True)
 AUGMENTED = replace(ONE_CYCLE, crop=4, flip=True, label_smoothing=0.1)
 S9_RECIPE = replace(AUGMENTED, batch_size=256, learning_rate=0.15, weight_decay=5e-4, optimizer="muon")
 
@@ -94,8 +94,11 @@ def check_recipe_fits(recipe: Recipe, images: torch.Tensor) -> None:
     """Compare a recipe with the training images, (N, C, H, W).
 
     Raises:
+        TypeError: it is no recipe.
         ValueError: they do not fit; the message names the field and the remedy.
     """
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"Recipe: give a Recipe, not {type(recipe).__name__}.")
     count = len(images)
     check_crop(recipe.crop, *images.shape[2:])
     if recipe.batch_size > count:

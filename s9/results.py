@@ -12,14 +12,14 @@ ASSETS = ROOT / "assets"
 SEARCH_EPOCHS = 5  # of the schedule on which the candidates of the search are compared
 
 LADDER = {  # the runs in order, and what each changes
-    "seednet": "as it was",
+    "student": "as it was",
     "ladder-1": "ReLU applied, nothing else",
     "ladder-2": "+ Nesterov momentum, one-cycle learning rate",
     "ladder-3": "+ BatchNorm and ReLU on the strided convolutions, padding that keeps maps of 16, 8, 4",
     "ladder-4": "+ flip and crop, label smoothing; dropout off",
 }
 LAST_RUNGS = {
-    "ladder-4": "SeedNet, mended",
+    "ladder-4": "StudentNet, mended",
     "ladder-5": "S9Net in its place",
     "ladder-6": "+ batches of 256, a rate of 0.15, weight decay",
     "s9net": "+ Muon for the kernels that mix channels",
@@ -29,6 +29,11 @@ LAST_RUNGS = {
 def read_history(path: str | Path) -> list[dict]:
     """The history of a recorded run, one record per epoch, from a file of JSON lines."""
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def recorded_history(run: str) -> list[dict]:
+    """The history of a run in assets/runs."""
+    return read_history(ASSETS / "runs" / f"{run}.jsonl")
 
 
 def compared(path: Path) -> pd.DataFrame:

@@ -141,12 +141,12 @@ def sample_outputs(model: nn.Module, image_shape: tuple[int, ...]) -> list[float
     Two networks of the same layers that use them in another way differ here. Taken in eval and in train mode, on the
     CPU, of a copy.
     """
-    model = copy.deepcopy(model).cpu()
+    model = copy.deepcopy(model).to("cpu", memory_format=torch.channels_last)  # which dropout's masks depend on
     generator = torch.Generator().manual_seed(0)
     for value in model.state_dict().values():
         if value.is_floating_point():  # positive, since variances are among them
             value.copy_(torch.rand(value.shape, generator=generator) * 2 / max(1, value[:1].numel()) ** 0.5)
-    images = torch.randn(4, *image_shape, generator=generator)
+    images = torch.randn(4, *image_shape, generator=generator).to(memory_format=torch.channels_last)
     with kept_random_states():
         seed_all(0)
         outputs = [model.train(mode)(images).double().flatten() for mode in (False, True)]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 import models
-from s9.recipes import AUGMENTED, ONE_CYCLE, S9_RECIPE, SEED_RECIPE, Recipe
+from s9.recipes import AUGMENTED, ONE_CYCLE, S9_RECIPE, STUDENT_RECIPE, Recipe
 
 
 class Experiment(NamedTuple):
@@ -34,16 +34,16 @@ class Experiment(NamedTuple):
 
 
 EXPERIMENTS = {
-    "seednet": Experiment("SeedNet", {"apply_relu": False}, SEED_RECIPE),
+    "student": Experiment("StudentNet", {}, STUDENT_RECIPE),
     # The same with the augmentation that its course proposed, and that the student may have used.
-    "seednet-augmented": Experiment(
-        "SeedNet", {"apply_relu": False}, replace(SEED_RECIPE, crop=4, flip=True, cutout=16)
-    ),
+    "student-augmented": Experiment("StudentNet", {}, replace(STUDENT_RECIPE, crop=4, flip=True, cutout=16)),
     # The ladder, of which each rung is the one above with one thing mended.
-    "ladder-1": Experiment("SeedNet", {"apply_relu": True}, SEED_RECIPE),
-    "ladder-2": Experiment("SeedNet", {"apply_relu": True}, ONE_CYCLE),
-    "ladder-3": Experiment("SeedNet", {"apply_relu": True, "mend_strides": True}, ONE_CYCLE),
-    "ladder-4": Experiment("SeedNet", {"apply_relu": True, "mend_strides": True, "dropout": 0.0}, AUGMENTED),
+    "ladder-1": Experiment("StudentNet", {"use_relu": True}, STUDENT_RECIPE),
+    "ladder-2": Experiment("StudentNet", {"use_relu": True}, ONE_CYCLE),
+    "ladder-3": Experiment("StudentNet", {"use_relu": True, "norm_strided": True, "pad_strided": True}, ONE_CYCLE),
+    "ladder-4": Experiment(
+        "StudentNet", {"use_relu": True, "norm_strided": True, "pad_strided": True, "dropout": 0.0}, AUGMENTED
+    ),
     # From there to the kit's own network.
     "ladder-5": Experiment("S9Net", {}, AUGMENTED),
     "ladder-6": Experiment("S9Net", {}, replace(S9_RECIPE, optimizer="sgd")),

@@ -9,7 +9,7 @@ import statistics
 import nbformat
 
 import utils
-from models import S9Net, SeedNet
+from models import S9Net, StudentNet
 from netreview import receptive_field
 from s9.architecture import layer_summary
 from s9.brief import check_brief
@@ -63,7 +63,7 @@ def ladder_table() -> str:
 
 
 def fields_table() -> str:
-    rows = [row for row in receptive_field(SeedNet(apply_relu=False), (3, 32, 32)) if row.kernel > 1]
+    rows = [row for row in receptive_field(StudentNet(), (3, 32, 32)) if row.kernel > 1]
     cells = [[row.layer, row.kernel, row.stride, row.dilation, row.receptive_field] for row in rows]
     return table(["layer", "kernel", "stride", "dilation", "pixels seen"], cells)
 
@@ -86,14 +86,14 @@ def survival_table() -> str:
 
 def brief_table() -> str:
     accuracy = {row["run"]: row["test_accuracy"] for row in RESULTS}
-    seednet = check_brief(SeedNet(apply_relu=False), accuracy["seednet"])
+    student = check_brief(StudentNet(), accuracy["student"])
     s9net = check_brief(S9Net(), accuracy["s9net"])
 
     def cell(rule) -> str:
         return rule.found if rule.passed else f"**{rule.found}: fails**"
 
-    rows = [[ours.rule, ours.bound, cell(theirs), cell(ours)] for theirs, ours in zip(seednet, s9net, strict=True)]
-    return table(["rule", "bound", "SeedNet", "S9Net"], rows)
+    rows = [[ours.rule, ours.bound, cell(theirs), cell(ours)] for theirs, ours in zip(student, s9net, strict=True)]
+    return table(["rule", "bound", "StudentNet", "S9Net"], rows)
 
 
 def search_table() -> str:
@@ -133,12 +133,12 @@ def seeds_table() -> str:
 
 
 def classes_table() -> str:
-    """From the reports of scikit-learn in the executed notebook, SeedNet's and then S9Net's."""
+    """From the reports of scikit-learn in the executed notebook, StudentNet's and then S9Net's."""
     notebook = nbformat.read(ROOT / "S9.ipynb", as_version=4)
     reports = ["".join(output.text for output in cell.outputs) for cell in notebook.cells if "_report(" in cell.source]
     found = [re.findall(r"^ *(\w+) +(\d\.\d+) +(\d\.\d+) +\d\.\d+ +1000$", report, re.MULTILINE) for report in reports]
     rows = [[name, *theirs, *ours] for (name, *theirs), (_, *ours) in zip(*found, strict=True)]
-    titles = ["class", "SeedNet, precision", "recall", "S9Net, precision", "recall"]
+    titles = ["class", "StudentNet, precision", "recall", "S9Net, precision", "recall"]
     return table(titles, rows)
 
 
@@ -185,14 +185,14 @@ def benchmark_row(row: dict, *cells) -> list:
 
 def speed_table() -> str:
     rows = []
-    for row in benchmarks("feed", "train-seednet", "train-s9net"):
+    for row in benchmarks("feed", "train-student", "train-s9net"):
         if row["unit"] not in ("images/s", "s/epoch"):
             continue
         ours = value_of(row["bench"], "ours", unit=row["unit"])
         times = ours / row["value"] if row["unit"] == "images/s" else row["value"] / ours
         rows.append([*benchmark_row(row), f"{times:.2g}", f"`{row['command']}`"])
     feeding, said = 50_000 / value_of("feed", "ours"), []
-    for bench, network in (("train-seednet", "SeedNet"), ("train-s9net", "S9Net")):
+    for bench, network in (("train-student", "StudentNet"), ("train-s9net", "S9Net")):
         seconds = value_of(bench, "ours", unit="s/epoch")
         least = max(row["value"] for row in benchmarks(bench) if row["side"] == "floor")
         said.append(
@@ -206,7 +206,7 @@ def speed_table() -> str:
 def same_accuracy_table() -> str:
     rows = [
         [row["bench"].removeprefix("train-"), row["side"], row["case"], f"{row['value']:.2f} %", f"`{row['command']}`"]
-        for row in benchmarks("train-seednet", "train-s9net")
+        for row in benchmarks("train-student", "train-s9net")
         if row["unit"] == "percent"
     ]
     return table(["network", "side", "what", "value", "command"], rows)
@@ -280,9 +280,9 @@ def fenced(text: str) -> str:
 
 
 BLOCKS = {
-    "summary": lambda: fenced(layer_summary(SeedNet(apply_relu=False), (3, 32, 32))),
+    "summary": lambda: fenced(layer_summary(StudentNet(), (3, 32, 32))),
     "receptive field": fields_table,
-    "log": lambda: fenced(utils.history_log(history("seednet"), 10_000)),
+    "log": lambda: fenced(utils.history_log(history("student"), 10_000)),
     "ladder": ladder_table,
     "brief": brief_table,
     "search": search_table,

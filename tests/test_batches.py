@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 import utils
 from s9.batches import to_device
+from s9.randomness import epoch_seed
 from utils import Batches, Recipe, channel_statistics
 
 PLAIN = {"mean": torch.zeros(3), "std": torch.ones(3)}
@@ -99,7 +100,7 @@ def test_cutout_blanks_one_square_whose_centre_lies_in_the_image(random_data, si
 
 def test_epoch_seeds_differ_in_the_32_bits_that_torch_keeps():
     seeds = [
-        utils.epoch_seed(seed, epoch, stream, rank) % 2**32
+        epoch_seed(seed, epoch, stream, rank) % 2**32
         for seed in range(10) for epoch in range(30) for stream in ("order", "augmentation", "dropout")
         for rank in range(4)
     ]  # fmt: skip
@@ -115,7 +116,7 @@ def test_order_and_augmentation_are_drawn_independently(random_data):
         return next(iter(batches))[1].tolist()
 
     assert labels() == labels(crop=4, flip=True)
-    plain = torch.Generator().manual_seed(utils.epoch_seed(1, 0, "order"))
+    plain = torch.Generator().manual_seed(epoch_seed(1, 0, "order"))
     assert labels() == torch.randperm(40, generator=plain).tolist()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import utils
-from models import S9Net, SeedNet
+from models import S9Net, StudentNet
 from scripts.benchmarks import cost, feed, floor, measuring, plain, training_speed
 from scripts.experiments import EXPERIMENTS, Experiment
 
@@ -38,7 +38,7 @@ def test_all_ways_of_feeding_give_normalised_and_blanked_batches(few, make):
     assert 0 < blank.min() <= blank.max() <= (8 / 32) ** 2 + 0.001
 
 
-@pytest.mark.parametrize("build", [lambda: SeedNet(apply_relu=True, dropout=0.0), S9Net], ids=["SeedNet", "S9Net"])
+@pytest.mark.parametrize("build", [lambda: StudentNet(use_relu=True, dropout=0.0), S9Net], ids=["StudentNet", "S9Net"])
 def test_the_plain_network_has_the_same_gradients_from_torchs_layers(build):
     torch.manual_seed(0)
     ours, images = build().double().train(), torch.randn(4, 3, 32, 32).double()
@@ -59,7 +59,7 @@ def test_arithmetic_of_a_step_is_that_counted_by_hand(few, monkeypatch):
         )  # fmt: skip
 
     monkeypatch.setattr(Experiment, "build", lambda self: network())
-    experiment = EXPERIMENTS["seednet"].changed([("batch_size", 20)])
+    experiment = EXPERIMENTS["student"].changed([("batch_size", 20)])
     work = floor.work_of_a_step(experiment, few)
     multiply_adds = 1024 * 8 * 27 + 1024 * 8 * 9 + 8192 * 10
     assert work.arithmetic == 3 * 2 * 20 * multiply_adds
@@ -69,7 +69,7 @@ def test_arithmetic_of_a_step_is_that_counted_by_hand(few, monkeypatch):
 
 def test_both_ways_of_training_end_with_the_same_weights(few):
     """In fp32, without dropout, and with all images in each batch, so that their order does not matter."""
-    experiment = Experiment("SeedNet", {"apply_relu": True, "dropout": 0.0, "num_classes": 2}, utils.SEED_RECIPE)
+    experiment = Experiment("StudentNet", {"use_relu": True, "dropout": 0.0, "num_classes": 2}, utils.STUDENT_RECIPE)
     experiment = experiment.changed([("batch_size", 40), ("precision", "fp32")])
     (ours, _), (theirs, _) = (run(experiment, few, 2) for run in (training_speed.our_run, training_speed.plain_run))
     before = experiment.build().state_dict()
@@ -92,7 +92,7 @@ def test_records_hold_median_and_spread_and_replace_their_like(tmp_path, monkeyp
         ("", 2, 3, 3),
         ("b", 3, 0, 1),
     ]
-    assert {row["command"] for row in rows} == {"python benchmarks/feed.py --rounds 3"}
+    assert {row["command"] for row in rows} == {"python -m scripts.benchmarks.feed --rounds 3"}
     assert few.copy in next(row["data"] for row in rows if row["n"] == 3)
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from models import SeedNet
+from models import StudentNet
 from s9.brief import check_brief
 
 
@@ -69,8 +69,8 @@ def test_accuracy_is_a_bound_and_a_percentage():
 
 
 @pytest.mark.parametrize("mend", [False, True])
-def test_seednet_breaks_two_rules(mend):
-    rows = check_brief(SeedNet(use_relu=mend, norm_strided=mend, pad_strided=mend), 40.2)
+def test_student_breaks_two_rules(mend):
+    rows = check_brief(StudentNet(use_relu=mend, norm_strided=mend, pad_strided=mend), 40.2)
     assert [rule.rule for rule in rows if not rule.passed] == ["parameters", "test accuracy"]
     assert not rows.passed
     assert {rule.rule: rule.found for rule in rows}["receptive field, pixels"] == "77"
@@ -101,7 +101,7 @@ def test_a_layer_that_is_called_in_vain_does_not_count():
 
 
 def test_the_model_is_left_as_it_was_and_the_table_shows():
-    model = SeedNet(apply_relu=True).train()
+    model = StudentNet(use_relu=True).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     brief = check_brief(model, 40.2)
     assert model.training

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 import utils
 from s9 import loading as dataset
 from s9.files import save_tensors
+from s9.loading import CIFAR10_CLASSES
 from utils import DataError, load_data
 
 
@@ -424,7 +425,7 @@ def test_a_root_that_is_a_file_is_refused(image_folders, tmp_path):
 
 def test_cifar10_is_whole(cifar10):
     assert cifar10.train_images.shape == (50_000, 3, 32, 32)
-    assert cifar10.classes == utils.CIFAR10_CLASSES
+    assert cifar10.classes == CIFAR10_CLASSES
     assert cifar10.train_labels.bincount().tolist() == [5000] * 10
     assert cifar10.test_labels.bincount().tolist() == [1000] * 10
     mean, std = utils.channel_statistics(cifar10.train_images)

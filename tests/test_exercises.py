@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from models import DWSeparableConv2d, SeedNet
+from models import DWSeparableConv2d, StudentNet
 from s9 import exercises
+from s9.results import ASSETS
 from scripts.candidates import Stages
 
 
@@ -27,14 +28,14 @@ class Other(Unmended):
 
 
 def test_mending_is_judged_by_what_is_computed():
-    assert exercises.check_mended(Mended).startswith("Well done")
-    assert "what the ReLU returns has to go on" in exercises.check_mended(Unmended)
-    assert "something else" in exercises.check_mended(Other)
+    assert exercises.check_mended(Mended, DWSeparableConv2d).startswith("Well done")
+    assert "what the ReLU returns has to go on" in exercises.check_mended(Unmended, DWSeparableConv2d)
+    assert "something else" in exercises.check_mended(Other, DWSeparableConv2d)
 
 
 def test_a_planted_fault_is_found_and_a_healthy_network_is_not_blamed():
     torch.manual_seed(0)
-    assert exercises.check_planted(SeedNet(False)).startswith("Found: discarded-output at features.0.relu")
+    assert exercises.check_planted(StudentNet()).startswith("Found: discarded-output at features.0.relu")
     healthy = nn.Sequential(Stages((1, 8, 1, {}), (1, 8, 4, {})))
     assert exercises.check_planted(healthy).startswith("Not yet")
 
@@ -43,7 +44,7 @@ def test_a_planted_fault_is_found_and_a_healthy_network_is_not_blamed():
 def test_a_rung_is_compared_after_as_many_epochs(accuracy, verdict):
     said = exercises.check_rung([{"epoch": 3, "test_accuracy": accuracy}], "ladder-2")
     assert said.startswith(verdict)
-    bar = exercises.read_history("assets/runs/ladder-2.jsonl")[2]["test_accuracy"]
+    bar = exercises.read_history(ASSETS / "runs" / "ladder-2.jsonl")[2]["test_accuracy"]
     assert re.search(r"had (\d+\.\d) %", said)[1] == f"{bar:.1f}"
     assert "Not comparable" in exercises.check_rung([{"epoch": 99, "test_accuracy": 1.0}], "ladder-2")
 
@@ -58,6 +59,6 @@ def test_a_picture():
 def test_small_networks():
     small = Stages((1, 16, 1, {}), (8, 48, 2, {}), (1, 64, 2, {}))
     assert exercises.check_small(small).startswith("Well done")
-    assert "have to go" in exercises.check_small(SeedNet(True))
+    assert "have to go" in exercises.check_small(StudentNet(use_relu=True))
     shallow = Stages((1, 16, 1, {}), (1, 16, 2, {}), dilated=())
     assert "receptive field, pixels, dilated convolutions" in exercises.check_small(shallow)

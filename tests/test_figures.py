@@ -10,8 +10,9 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 
 import utils
-from models import SeedNet
+from models import StudentNet
 from netreview import RangeTest
+from s9 import architecture, figures
 
 CAPTION = "SomeNet on some data, 12.3 %"
 
@@ -40,7 +41,7 @@ def check(figure, *titles):
 
 
 def test_samples_are_of_their_class(digits):
-    figure = utils.plot_samples(digits, CAPTION)
+    figure = figures.plot_samples(digits, CAPTION)
     check(figure, "10 classes")
     axes = visible(figure)
     assert len(axes) == 50
@@ -57,12 +58,12 @@ def test_samples_of_an_odd_number_of_classes(digits):
     data = digits._replace(
         train_images=digits.train_images[three], train_labels=digits.train_labels[three], classes=("0", "1", "2")
     )
-    assert len(visible(utils.plot_samples(data, CAPTION))) == 15
+    assert len(visible(figures.plot_samples(data, CAPTION))) == 15
 
 
 def test_augmentations(digits):
     versions = utils.augmented_versions(digits, utils.Recipe(crop=4), count=8)
-    figure = utils.plot_augmentations(versions, CAPTION)
+    figure = figures.plot_augmentations(versions, CAPTION)
     check(figure, "version")
     assert len(visible(figure)) == 9
 
@@ -80,7 +81,7 @@ def test_performance_draws_the_history(history):
 
 def test_ladder_draws_bars_gains_and_curves(history):
     worse = [record | {"test_accuracy": record["test_accuracy"] - 2} for record in history]
-    figure = utils.plot_ladder({"as it was": history, "something worse": worse}, CAPTION)
+    figure = figures.plot_ladder({"as it was": history, "something worse": worse}, CAPTION)
     check(figure, "From 30.0 % to 28.0 %")
     bars, curves = figure.axes
     assert [bar.get_width() for bar in bars.patches] == [30.0, 28.0]
@@ -95,7 +96,7 @@ def test_search_draws_each_trial_where_it_belongs():
         {"candidate": "small", "held_out_accuracy": 80.0, "seconds_an_epoch": 50.0, "parameters": 100_000},
         {"candidate": "large", "held_out_accuracy": 84.3, "seconds_an_epoch": 90.0, "parameters": 190_000},
     ]
-    figure = utils.plot_search(rows, CAPTION, chosen="large")
+    figure = figures.plot_search(rows, CAPTION, chosen="large")
     check(figure, "2 candidates; large was taken: 84.3 % of held-out images right at 90 s an epoch")
     dots = figure.axes[0].collections
     assert [dot.get_offsets().tolist() for dot in dots] == [[[50.0, 80.0]], [[90.0, 84.3]]]
@@ -106,7 +107,7 @@ def test_search_draws_each_trial_where_it_belongs():
 
 def test_attention_lies_over_the_images(digits):
     maps = np.linspace(0, 1, 3 * 32 * 32).reshape(3, 32, 32)
-    figure = utils.plot_attention(digits.test_images[:3], maps, ["a", "b", "c"], CAPTION)
+    figure = figures.plot_attention(digits.test_images[:3], maps, ["a", "b", "c"], CAPTION)
     check(figure, "Where the network looks")
     upper, lower = figure.axes[:3], figure.axes[3:]
     assert [axis.get_title() for axis in upper] == ["a", "b", "c"]
@@ -132,17 +133,22 @@ def test_accuracies_draw_both_runs(history):
 
 
 def test_accuracies_say_whose_the_other_run_is(history):
-    figure = utils.plot_accuracies(history, CAPTION, history, whose="SeedNet's")
-    check(figure, "; SeedNet's at 30.0 %")
+    figure = utils.plot_accuracies(history, CAPTION, history, whose="StudentNet's")
+    check(figure, "; StudentNet's at 30.0 %")
     labels = [line.get_label() for line in figure.axes[0].lines]
-    assert labels == ["SeedNet's test accuracy", "test accuracy", "SeedNet's training accuracy", "training accuracy"]
+    assert labels == [
+        "StudentNet's test accuracy",
+        "test accuracy",
+        "StudentNet's training accuracy",
+        "training accuracy",
+    ]
 
 
 def test_figures_stand_side_by_side():
-    figures = [plt.figure(figsize=size, dpi=50) for size in ((2, 3), (4, 1))]
-    plt.close("all")  # as all figures of this module are
-    figures[1].patch.set_facecolor("red")
-    both = np.asarray(Image.open(io.BytesIO(utils.beside(*figures))))
+    drawn = [plt.figure(figsize=size, dpi=50) for size in ((2, 3), (4, 1))]
+    plt.close("all")  # as all drawn of this module are
+    drawn[1].patch.set_facecolor("red")
+    both = np.asarray(Image.open(io.BytesIO(figures.beside(*drawn))))
     assert both.shape == (150, 100 + 40 + 200, 3)
     assert (both[:, :140] == 255).all()
     assert (both[:50, 140:] == (255, 0, 0)).all()
@@ -181,7 +187,7 @@ def test_confusion_matrix_names_the_worst_confusion():
 
 
 def test_receptive_field_squares_are_to_scale(digits):
-    figure = utils.plot_receptive_field([("a", 3), ("b", 41)], digits.train_images[0], CAPTION)
+    figure = figures.plot_receptive_field([("a", 3), ("b", 41)], digits.train_images[0], CAPTION)
     check(figure, "41 pixels a side")
     squares = [(patch.get_x(), patch.get_width()) for patch in figure.axes[0].patches]
     assert squares == [(14.5, 3), (-4.5, 41)]
@@ -190,7 +196,7 @@ def test_receptive_field_squares_are_to_scale(digits):
 def test_templates_are_the_columns_of_the_matrix():
     rng = np.random.default_rng(0)
     matrix = rng.normal(size=(3 * 32 * 32, 3))
-    figure = utils.plot_templates(matrix, ("ant", "bee", "cow"), CAPTION)
+    figure = figures.plot_templates(matrix, ("ant", "bee", "cow"), CAPTION)
     check(figure, "3 blurred pictures")
     assert [axis.get_title() for axis in visible(figure)] == ["ant", "bee", "cow"]
     shown = np.asarray(visible(figure)[1].get_images()[0].get_array()).astype(float)
@@ -200,7 +206,7 @@ def test_templates_are_the_columns_of_the_matrix():
 
 def test_logits_are_drawn_against_each_other():
     matrix = np.random.default_rng(0).normal(size=(5, 4))
-    figure = utils.plot_logits_against(matrix + 0.001, matrix, CAPTION)
+    figure = figures.plot_logits_against(matrix + 0.001, matrix, CAPTION)
     check(figure, "20 logits", "1e-03")
     points = figure.axes[0].lines[0]
     assert points.get_xdata().tolist() == matrix.ravel().tolist()
@@ -209,7 +215,7 @@ def test_logits_are_drawn_against_each_other():
 
 def test_learning_rate_range_marks_both_rates():
     curve = RangeTest([0.01, 0.1, 1.0], [2.3, 2.2, 1.0], 0.1, None)
-    figure = utils.plot_learning_rate_range(curve, 0.03, CAPTION)
+    figure = figures.plot_learning_rate_range(curve, 0.03, CAPTION)
     check(figure, "0.1", "0.03")
     drawn = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].lines[1:]}
     assert drawn == {"given": [0.03, 0.03], "falls fastest": [0.1, 0.1]}
@@ -222,11 +228,11 @@ def test_learning_rate_range_marks_both_rates():
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     paths = {}
-    for apply_relu in (False, True):
+    for use_relu in (False, True):
         torch.manual_seed(0)
-        paths[apply_relu] = tmp_path_factory.mktemp("onnx") / "deep" / "net.onnx"
-        model = SeedNet(apply_relu)
-        utils.export_onnx(model, paths[apply_relu])
+        paths[use_relu] = tmp_path_factory.mktemp("onnx") / "deep" / "net.onnx"
+        model = StudentNet(use_relu)
+        architecture.export_onnx(model, paths[use_relu])
         assert model.training  # left as it was
     return paths
 
@@ -241,7 +247,7 @@ def test_export_computes_the_same_for_any_batch(exported):
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(exported[True], providers=["CPUExecutionProvider"])
     torch.manual_seed(0)
-    model = SeedNet(apply_relu=True).eval()
+    model = StudentNet(use_relu=True).eval()
     for count in (1, 5):
         images = torch.randn(count, 3, 32, 32)
         (logits,) = session.run(None, {"images": images.numpy()})
@@ -256,11 +262,11 @@ def test_export_refuses_another_network(tmp_path, monkeypatch):
             return super().forward(x.flatten(1)) * (1.0 if torch.compiler.is_compiling() else 2.0)
 
     with pytest.raises(RuntimeError, match="not the same network"):
-        utils.export_onnx(Forgetful(3072, 10), tmp_path / "net.onnx")
+        architecture.export_onnx(Forgetful(3072, 10), tmp_path / "net.onnx")
 
 
 def test_picture_shows_every_layer_and_no_relu_where_none_is_applied(exported):
-    texts = texts_of(utils.draw_onnx(exported[False]))
+    texts = texts_of(architecture.draw_onnx(exported[False]))
     assert sum("depthwise 3×3" in text for text in texts) == 8
     assert sum("pointwise 1×1" in text for text in texts) == 9
     assert sum("BatchNorm" in text for text in texts) == 8
@@ -270,4 +276,4 @@ def test_picture_shows_every_layer_and_no_relu_where_none_is_applied(exported):
     parameters = [int(text.split("(")[1].rstrip(")").replace(",", "")) for text in texts if "(" in text]
     assert sum(parameters) == 214_651
     assert not any("Relu" in text for text in texts)
-    assert sum("Relu" in text for text in texts_of(utils.draw_onnx(exported[True]))) == 8
+    assert sum("Relu" in text for text in texts_of(architecture.draw_onnx(exported[True]))) == 8

@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import review as module
 import torch
 import torch.nn.functional as F
-from review import SEVERITIES
 from torch import nn
 from zoo import ZOO, Net, pictures
 
-from models import SeedNet
-from netreview import affine_equivalent, learning_rate_range, review, review_history
+from models import StudentNet
+from netreview import Findings, affine_equivalent, learning_rate_range, review, review_history
+from netreview.__main__ import main
+from netreview.findings import SEVERITIES
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,7 +45,7 @@ def test_recorded_comparison_is_of_this_zoo():
 
 def test_the_students_network():
     torch.manual_seed(0)
-    model = SeedNet(apply_relu=False)
+    model = StudentNet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     findings = review(model, torch.randn(32, 3, 32, 32), torch.arange(32) % 10, optimizer=optimizer)
     blocks = (0, 1, 3, 4, 6, 7, 9, 10)
@@ -101,7 +101,7 @@ def test_in_place_layers_reused_modules_and_functions_do_not_confuse_it():
 
 def test_affine_equivalent_of_any_affine_network():
     torch.manual_seed(0)
-    with_softmax = SeedNet(apply_relu=False)
+    with_softmax = StudentNet()
     with_softmax(torch.randn(64, 3, 32, 32))
     plain = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(900, 7))
     images = torch.randn(16, 3, 32, 32)
@@ -111,7 +111,7 @@ def test_affine_equivalent_of_any_affine_network():
         logits = finish(images.double().flatten(1) @ matrix + bias)
         assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
     with pytest.raises(ValueError, match="not affine"):
-        affine_equivalent(SeedNet(apply_relu=True), (3, 32, 32))
+        affine_equivalent(StudentNet(use_relu=True), (3, 32, 32))
     with torch.no_grad(), pytest.raises(ValueError, match="no gradient"):
         affine_equivalent(plain, (3, 32, 32))
 
@@ -166,7 +166,7 @@ def test_findings_print_and_show_as_html():
     shown = findings._repr_html_()
     assert shown.count("<tr>") == 2
     assert "affine-network" in shown
-    assert str(module.Findings()) == "No findings."
+    assert str(Findings()) == "No findings."
 
 
 def test_images_without_labels_are_refused():
@@ -176,8 +176,8 @@ def test_images_without_labels_are_refused():
 
 @pytest.mark.parametrize(("relu", "code"), [("False", 1), ("True", 0)])
 def test_command_line_ends_with_1_where_there_is_an_error(tmp_path, relu, code):
-    (tmp_path / "student.py").write_text(f"import models\ndef net():\n    return models.SeedNet(apply_relu={relu})\n")
-    command = [sys.executable, "-m", "review", "student:net", "--data", "digits", "--images", "32"]
+    (tmp_path / "student.py").write_text(f"import models\ndef net():\n    return models.StudentNet(use_relu={relu})\n")
+    command = [sys.executable, "-m", "netreview", "student:net", "--images", "32"]
     result = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, timeout=300
     )
@@ -185,7 +185,22 @@ def test_command_line_ends_with_1_where_there_is_an_error(tmp_path, relu, code):
     assert ("discarded-output" in result.stdout) == (code == 1)
 
 
-def test_command_line_says_what_is_no_network(capsys):
-    with pytest.raises(SystemExit):
-        module.main(["models:Nothing"])
-    assert "models:Nothing gives no network" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ("models:Nothing", "has no attribute 'Nothing'"),
+        ("nowhere:Net", "No module named 'nowhere'"),
+        ("models", "names nothing: write MODULE:NAME or path/to/file.py:NAME"),
+        ("math:sqrt", "sqrt"),
+        ("collections:OrderedDict", "gives OrderedDict, which is no network"),
+        ("odd.py:broken", "ZeroDivisionError"),
+        ("odd.py:exits", "exits"),
+    ],
+)
+def test_command_line_says_what_is_no_network(network, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd.py").write_text("import sys\n1 / 0\n" if "broken" in network else "import sys\nsys.exit(3)\n")
+    assert main([network]) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert len(error.splitlines()) == 1

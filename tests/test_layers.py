@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import S9Net, SeedNet
+from models import S9Net, StudentNet
 from s9.layers import Conv2d, Dropout
 
 FORMS = [
@@ -114,8 +114,8 @@ def test_dropout_in_place():
 
 
 NETWORKS = {
-    "as published": lambda: SeedNet(apply_relu=False),
-    "mended": lambda: SeedNet(apply_relu=True, mend_strides=True, dropout=0.0),
+    "as published": lambda: StudentNet(),
+    "mended": lambda: StudentNet(use_relu=True, norm_strided=True, pad_strided=True, dropout=0.0),
     "S9Net": lambda: S9Net(16),
 }
 

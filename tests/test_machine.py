@@ -1,4 +1,4 @@
-"""The C library is told to keep freed memory, and told otherwise again afterwards, whatever happens between."""
+"""The device, the number format, and what the C library is told about memory."""
 
 import ctypes
 import platform
@@ -7,9 +7,10 @@ from unittest import mock
 import pytest
 import torch
 
-from s9.machine import kept_for_reuse
+from s9 import machine
+from s9.machine import default_device, kept_for_reuse, resolve_precision
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # glibc's malloc.h
 
 
@@ -68,3 +69,50 @@ def test_on_a_gpu_the_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", None)
     with kept_for_reuse(torch.device("cuda")):
         pass
+
+
+@pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [
+        ({"avx512_f": True, "avx512_vnni": True}, torch.float32),  # Skylake to Ice Lake: bf16 would be emulated
+        ({"avx512_f": True, "avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({}, torch.float32),
+    ],
+)
+def test_auto_takes_bf16_where_the_processor_has_its_instructions(monkeypatch, instructions, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
+    assert resolve_precision("auto", CPU) == expected
+    assert resolve_precision("bf16", CPU) == torch.bfloat16  # asked for by name, it is given
+
+
+@pytest.mark.parametrize(("capability", "automatic"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_precision_on_gpus_with_and_without_bf16(monkeypatch, capability, automatic):
+    """A T4 has 7.5, an A100 8.0."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_precision("auto", GPU) == automatic
+    if automatic is torch.float16:
+        with pytest.raises(ValueError, match=r"bf16.*this GPU"):
+            resolve_precision("bf16", GPU)
+    else:
+        assert resolve_precision("bf16", GPU) == torch.bfloat16
+
+
+def test_apples_gpu_computes_in_fp32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert default_device() == torch.device("mps")
+    assert resolve_precision("auto", torch.device("mps")) == torch.float32
+    for precision in ("bf16", "fp16"):
+        with pytest.raises(ValueError, match=precision):
+            resolve_precision(precision, torch.device("mps"))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert default_device() == CPU
+
+
+def test_an_older_torch_is_told_by_the_system(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    for flags, expected in (("fpu avx512f avx512_bf16", torch.bfloat16), ("fpu avx512f", torch.float32)):
+        cpuinfo = mock.Mock(exists=lambda: True, read_text=lambda flags=flags: f"flags : {flags}\n")
+        monkeypatch.setattr(machine, "Path", lambda path, cpuinfo=cpuinfo: cpuinfo)
+        assert resolve_precision("auto", CPU) == expected

@@ -8,8 +8,8 @@ from torch import nn
 
 import models
 import utils
-from models import S9Net, SeedNet
-from scripts import search
+from models import S9Net, StudentNet
+from scripts import candidates
 
 ASSETS = Path(models.__file__).parent / "assets"
 
@@ -22,32 +22,32 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("apply_relu", [False, True])
-def test_seednet_has_the_parameters_counted_by_hand(apply_relu):
-    assert count(SeedNet(apply_relu)) == BY_HAND == 214_651
+@pytest.mark.parametrize("use_relu", [False, True])
+def test_student_has_the_parameters_counted_by_hand(use_relu):
+    assert count(StudentNet(use_relu)) == BY_HAND == 214_651
 
 
 def test_mended_strides_add_three_batchnorms():
-    assert count(SeedNet(True, mend_strides=True)) == BY_HAND + 2 * (32 + 64 + 64)
+    assert count(StudentNet(use_relu=True, norm_strided=True, pad_strided=True)) == BY_HAND + 2 * (32 + 64 + 64)
 
 
 @pytest.mark.parametrize(("pad_strided", "sizes"), [(False, [32, 14, 6, 2]), (True, [32, 16, 8, 4])])
 def test_map_sizes(pad_strided, sizes):
-    model, seen = SeedNet(True, pad_strided=pad_strided).eval(), []
+    model, seen = StudentNet(use_relu=True, pad_strided=pad_strided).eval(), []
     for layer in model.features:
         layer.register_forward_hook(lambda _, __, output: seen.append(output.shape[-1]))
     model(torch.zeros(1, 3, 32, 32))
     assert list(dict.fromkeys(seen)) == sizes
 
 
-def reference_logits(model: SeedNet, x: torch.Tensor) -> torch.Tensor:
-    """SeedNet in eval mode, written out with functions alone."""
+def reference_logits(model: StudentNet, x: torch.Tensor) -> torch.Tensor:
+    """StudentNet in eval mode, written out with functions alone."""
     weights = iter(model.state_dict().values())
 
     def separable(x):
         x = F.conv2d(x, next(weights), padding=1, groups=x.shape[1])
         x = F.conv2d(x, next(weights))
-        x = x.clamp(min=0) if model.features[0].apply_relu else x
+        x = x.clamp(min=0) if model.features[0].use_relu else x
         gain, bias, mean, variance, _ = (next(weights) for _ in range(5))
         x = (x - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
         return x * gain[:, None, None] + bias[:, None, None]
@@ -59,32 +59,32 @@ def reference_logits(model: SeedNet, x: torch.Tensor) -> torch.Tensor:
     return x.mean((2, 3)).log_softmax(1)
 
 
-@pytest.mark.parametrize("apply_relu", [False, True])
-def test_seednet_is_the_network_written_out(apply_relu):
+@pytest.mark.parametrize("use_relu", [False, True])
+def test_student_is_the_network_written_out(use_relu):
     torch.manual_seed(0)
-    model = SeedNet(apply_relu)
+    model = StudentNet(use_relu)
     model(torch.randn(64, 3, 32, 32))  # statistics other than 0 and 1
     images = torch.randn(8, 3, 32, 32)
     model.eval()
     torch.testing.assert_close(model(images), reference_logits(model, images), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("apply_relu", [False, True])
-def test_only_without_relu_is_the_network_affine(apply_relu):
+@pytest.mark.parametrize("use_relu", [False, True])
+def test_only_without_relu_is_the_network_affine(use_relu):
     torch.manual_seed(0)
-    model = SeedNet(apply_relu).double()
+    model = StudentNet(use_relu).double()
     model(torch.randn(64, 3, 32, 32).double())  # BatchNorm statistics at which signals keep their size
     model.eval()
     a, b = torch.randn(2, 4, 3, 32, 32).double()
     excess = model(a + b) - model(a) - model(b) + model(torch.zeros(1, 3, 32, 32).double())
     excess -= excess.mean(1, keepdim=True)  # log_softmax shifts all logits of an image alike
     size = (model(a) - model(b)).abs().max()
-    assert bool(excess.abs().max() > 0.01 * size) is apply_relu
-    assert bool(excess.abs().max() > 1e-9 * size) is apply_relu
+    assert bool(excess.abs().max() > 0.01 * size) is use_relu
+    assert bool(excess.abs().max() > 1e-9 * size) is use_relu
 
 
 def test_block_names_are_the_students():
-    kinds = {type(module).__name__ for module in SeedNet(False).modules()}
+    kinds = {type(module).__name__ for module in StudentNet().modules()}
     assert {"DWSeparableConv2d", "DilateConv2d", "GenericConvLayer2d", "Conv2d", "Dropout"} <= kinds
 
 
@@ -139,7 +139,7 @@ def test_s9net_is_the_network_written_out():
 
 
 def test_s9net_is_what_the_search_chose():
-    model, chosen = S9Net().eval(), search.CANDIDATES[search.CHOSEN].build().eval()
+    model, chosen = S9Net().eval(), candidates.CANDIDATES[candidates.CHOSEN].build().eval()
     chosen.load_state_dict(dict(zip(chosen.state_dict(), model.state_dict().values(), strict=True)))
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model(images), chosen(images))

@@ -6,7 +6,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-NOTEBOOK = nbformat.read(Path(__file__).parent.parent / "S9.ipynb", as_version=4)
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = nbformat.read(ROOT / "S9.ipynb", as_version=4)
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
 
 
@@ -40,36 +41,20 @@ def test_cells_whose_output_must_not_change_are_tagged_and_have_one():
         assert [output.output_type for output in cell.outputs] == ["stream"]
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "utils",
-        "dataset",
-        "batches",
-        "recipe",
-        "training",
-        "checkpoints",
-        "files",
-        "memory",
-        "randomness",
-        "figures",
-        "review",
-        "brief",
-        "checks",
-        "tracing",
-        "models",
-        "optimizers",
-        "parallel",
-        "exercises",
-        "search",
-        "train",
-    ],
-)
-def test_public_functions_have_docstrings(module):
-    tree = ast.parse((Path(__file__).parent.parent / f"{module}.py").read_text(encoding="utf-8"))
+MODULES = [path for pattern in ("*.py", "s9/*.py", "netreview/*.py", "scripts/**/*.py") for path in ROOT.glob(pattern)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_public_functions_have_docstrings(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and node.name != "main":
             assert ast.get_docstring(node), node.name
             length = node.end_lineno - node.lineno
-            assert isinstance(node, ast.ClassDef) or length <= 75, f"{node.name} is {length} lines long"
+            assert isinstance(node, ast.ClassDef) or length <= 85, f"{node.name} is {length} lines long"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_read_in_one_sitting(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 460

@@ -146,11 +146,11 @@ def test_a_lost_process_leaves_a_run_that_another_number_of_processes_goes_on_wi
 
 
 def test_train_script_under_torchrun(tmp_path):
-    arguments = ["train.py", "seednet", "--set", "epochs=1", "batch_size=64", "--data", "digits", "--root", tmp_path]
+    arguments = ["train.py", "student", "--set", "epochs=1", "batch_size=64", "--data", "digits", "--root", tmp_path]
     result = torchrun(2, *arguments)
     assert result.returncode == 0, result.stderr
     assert "Processes: 2" in result.stdout
-    assert len(read_history(tmp_path / "seednet" / "history.jsonl")) == 1
+    assert len(read_history(tmp_path / "student" / "history.jsonl")) == 1
     refused = torchrun(2, *arguments, "--set", "epochs=2")
     assert refused.returncode != 0
     assert "holds a run with another recipe" in refused.stderr

@@ -10,10 +10,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 import utils
+from s9.loading import CIFAR10_CLASSES
 from scripts.readme import RESULTS, ROOT, SEEDS, benchmarks, history, value_of, with_blocks
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SEED_LOG = pd.read_csv(ROOT / "assets" / "seed-log.csv")
+STUDENT_LOG = pd.read_csv(ROOT / "assets" / "student-log.csv")
 
 
 def test_blocks_are_up_to_date():
@@ -31,7 +32,7 @@ def test_results_are_the_last_records_of_their_histories(row):
 
 
 def test_every_percentage_in_the_readme_was_measured():
-    measured = {100 * correct / 10_000 for correct in SEED_LOG["test_correct"]} | set(SEED_LOG["train_accuracy"])
+    measured = {100 * correct / 10_000 for correct in STUDENT_LOG["test_correct"]} | set(STUDENT_LOG["train_accuracy"])
     for path in (ROOT / "assets" / "runs").glob("*.jsonl"):
         for record in utils.read_history(path):
             measured |= {record["test_accuracy"], record["train_accuracy"]}
@@ -39,7 +40,7 @@ def test_every_percentage_in_the_readme_was_measured():
         accuracies = pd.Series([row[key] for row in SEEDS])
         measured |= {*accuracies, accuracies.mean()}
     measured |= set(pd.read_json(ROOT / "assets" / "public.json").test_accuracy)
-    measured |= {row["value"] for row in benchmarks("train-seednet", "train-s9net") if row["unit"] == "percent"}
+    measured |= {row["value"] for row in benchmarks("train-student", "train-s9net") if row["unit"] == "percent"}
     said = re.findall(r"(\d+\.\d+) ?%", README)
     assert said
     for number in said:
@@ -52,7 +53,7 @@ def test_benchmarks_are_whole():
     keys = {"bench", "side", "case", "value", "unit", "n", "spread", "device", "torch", "data", "command"}
     names = [
         "feed",
-        "train-seednet",
+        "train-student",
         "train-s9net",
         "time-to-accuracy",
         "cost-images",
@@ -65,9 +66,9 @@ def test_benchmarks_are_whole():
     assert all(row.keys() == keys and row["n"] >= 1 and row["spread"] >= 0 for row in rows)
     assert len({(row["device"], row["torch"]) for row in rows}) == 1, "of one machine, to be compared"
     for row in rows:
-        script = row["command"].removeprefix("python ").split()[0]
-        assert (ROOT / script).exists(), script
-    for name in ("train-seednet", "train-s9net"):
+        _, _, module, *_ = row["command"].split()
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+    for name in ("train-student", "train-s9net"):
         assert value_of(name, "ours", unit="s/epoch") < value_of(
             name, "plain fp32 NCHW with DataLoader", unit="s/epoch"
         )
@@ -106,7 +107,7 @@ def test_python_blocks_of_the_readme_run(tmp_path, image_folders, monkeypatch, c
     Image.new("RGB", (300, 200), "skyblue").save("my-picture.jpg")
     for block in blocks:
         exec(block, namespace)
-    assert sorted(eval(capsys.readouterr().out.splitlines()[0])) == sorted(utils.CIFAR10_CLASSES)
+    assert sorted(eval(capsys.readouterr().out.splitlines()[0])) == sorted(CIFAR10_CLASSES)
     assert len(namespace["data"].classes) == 2
     assert (tmp_path / "runs" / "mine" / "history.jsonl").exists()
     assert len(namespace["history"]) == 10

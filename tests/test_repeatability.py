@@ -23,7 +23,7 @@ def shortened_notebook(path: Path) -> None:
         if cell.cell_type == "code" and not any(word in cell.source for word in ("plot_", "draw_onnx")):
             cell.outputs, cell.metadata = [], {}
             cells.append(cell)
-        if "utils.train(model" in cell.source:
+        if "= trained(model" in cell.source:
             break
     else:
         raise AssertionError("S9.ipynb trains no model")
@@ -47,8 +47,8 @@ def test_notebook_nbval_and_script_give_the_same_history(tmp_path):
         "nbval": run(nbval, tmp_path / "nbval.json"),
     }
     settings = ["epochs=2", "batch_size=32", "precision=fp32"]
-    assert train.main(["seednet", "--data", "digits", "--root", str(tmp_path), "--set", *settings]) == 0
-    histories["script"] = utils.read_history(tmp_path / "seednet" / "history.jsonl")
+    assert train.main(["student", "--data", "digits", "--root", str(tmp_path), "--set", *settings]) == 0
+    histories["script"] = utils.read_history(tmp_path / "student" / "history.jsonl")
     for history in histories.values():
         for record in history:
             del record["seconds"]

@@ -7,24 +7,24 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from models import SeedNet
+from models import StudentNet
 from netreview import receptive_field
 from s9.architecture import layer_summary
 
-SEED_TABLE = (Path(__file__).parent / "seed-summary.txt").read_text()
+STUDENT_TABLE = (Path(__file__).parent / "student-summary.txt").read_text()
 
 
 def test_summary_is_the_students_to_the_letter():
-    assert layer_summary(SeedNet(apply_relu=False), (3, 32, 32)) == SEED_TABLE.rstrip("\n")
-    assert len([line for line in SEED_TABLE.splitlines() if "[-1" in line]) == 57
+    assert layer_summary(StudentNet(), (3, 32, 32)) == STUDENT_TABLE.rstrip("\n")
+    assert len([line for line in STUDENT_TABLE.splitlines() if "[-1" in line]) == 57
 
 
 def test_summary_cannot_tell_whether_the_relu_is_applied():
-    assert layer_summary(SeedNet(apply_relu=True), (3, 32, 32)) == SEED_TABLE.rstrip("\n")
+    assert layer_summary(StudentNet(use_relu=True), (3, 32, 32)) == STUDENT_TABLE.rstrip("\n")
 
 
 def test_summary_touches_neither_the_model_nor_the_random_state(state_of_numpy_and_torch, capsys):
-    model = SeedNet(apply_relu=False).eval()
+    model = StudentNet().eval()
     before, state = copy.deepcopy(model.state_dict()), state_of_numpy_and_torch()
     layer_summary(model, (3, 32, 32))
     assert state_of_numpy_and_torch() == state
@@ -34,8 +34,8 @@ def test_summary_touches_neither_the_model_nor_the_random_state(state_of_numpy_a
     assert capsys.readouterr().out == ""
 
 
-def test_receptive_field_of_seednet():
-    rows = receptive_field(SeedNet(apply_relu=False), (3, 32, 32))
+def test_receptive_field_of_student():
+    rows = receptive_field(StudentNet(), (3, 32, 32))
     assert [row.receptive_field for row in rows if row.kernel > 1] == [3, 5, 9, 13, 17, 21, 29, 37, 45, 61, 77, 85]
     assert [row.jump for row in rows if row.stride > 1] == [2, 4, 8, 16]
     assert rows[2] == ("features.1.depthwise", 3, 1, 1, 1, 5)
@@ -105,8 +105,8 @@ STACKS = {
     ),
     "reused": nn.Sequential(conv(3, 4), *[conv(4, 4, padding=1)] * 3),
     "functional": Functional(),
-    "seednet": SeedNet(apply_relu=True).features,
-    "mended": SeedNet(apply_relu=True, mend_strides=True).features,
+    "student": StudentNet(use_relu=True).features,
+    "mended": StudentNet(use_relu=True, norm_strided=True, pad_strided=True).features,
 }
 
 
@@ -126,7 +126,7 @@ def test_receptive_field_of_a_whole_classifier_counts_the_global_pool():
 
 
 def test_receptive_field_leaves_the_model_alone():
-    model = SeedNet(apply_relu=True)
+    model = StudentNet(use_relu=True)
     before = copy.deepcopy(model.state_dict())
     receptive_field(model, (3, 32, 32))
     assert model.training

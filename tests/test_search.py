@@ -2,20 +2,20 @@ import pytest
 import torch
 
 from s9.brief import check_brief
-from scripts import search
+from scripts import candidates, search
 from utils import read_history
 
 
-@pytest.mark.parametrize("name", search.CANDIDATES)
+@pytest.mark.parametrize("name", candidates.CANDIDATES)
 def test_candidates_keep_the_brief(name):
-    candidate = search.CANDIDATES[name]
-    assert candidate.base in ("", *search.CANDIDATES)
+    candidate = candidates.CANDIDATES[name]
+    assert candidate.base in ("", *candidates.CANDIDATES)
     brief = check_brief(candidate.build(), 85.0)
     assert brief.passed, brief
 
 
 def test_multiply_adds_are_those_counted_by_hand():
-    block = torch.nn.Sequential(search.Block(8, expansion=2), torch.nn.Flatten(), torch.nn.Linear(8 * 32 * 32, 5))
+    block = torch.nn.Sequential(candidates.Block(8, expansion=2), torch.nn.Flatten(), torch.nn.Linear(8 * 32 * 32, 5))
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), *block)
     pixels = 32 * 32
     by_hand = pixels * (3 * 8 * 9 + 8 * 9 + 8 * 16 + 16 * 8) + 8 * pixels * 5
@@ -26,7 +26,7 @@ def test_a_trial_is_a_row_and_replaces_its_earlier_one(tmp_path, monkeypatch, di
     monkeypatch.setattr(search, "ASSETS", tmp_path)
     monkeypatch.setattr(search, "HELD_OUT", 37)
     monkeypatch.setattr(search, "load_data", lambda: digits)
-    tiny = search.Candidate("tiny", "prototype", lambda: search.Stages((1, 8, 1, {}), (1, 8, 4, {})))
+    tiny = candidates.Candidate("tiny", "prototype", lambda: candidates.Stages((1, 8, 1, {}), (1, 8, 4, {})))
     monkeypatch.setitem(search.CANDIDATES, "tiny", tiny)
     monkeypatch.chdir(tmp_path)
     for _ in range(2):

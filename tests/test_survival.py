@@ -1,10 +1,12 @@
 """Runs that are killed, damaged, stopped, short of space or memory, or started twice."""
 
+import math
 import os
 import resource
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ from torch import nn
 
 import utils
 from s9 import loading as dataset
-from s9 import training
-from s9.runs import RunError
+from s9.files import save_tensors
+from s9.runs import RunError, read_checkpoint
 from scripts import survival
 from scripts.survival import PROCESSES, Drawing, content, run, same, start
 
@@ -71,7 +73,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, digits, capsys):
     history = quiet(Drawing(), digits, recipe, tmp_path)  # nothing whole is left, so that it starts anew
     assert len(history) == 2
     said = capsys.readouterr().out
-    assert "checkpoint.pt is damaged (File is not a zip file) and was set aside as damaged-1.pt" in said
+    assert "checkpoint.pt is damaged: its checksum is wrong; it was set aside as damaged-1.pt" in said
     assert "damaged-2.pt" in said
 
 
@@ -79,44 +81,35 @@ def test_a_run_of_a_later_version_is_refused_by_field(tmp_path, digits):
     recipe = replace(survival.RECIPE, epochs=1)
     quiet(Drawing(), digits, recipe, tmp_path)
     path = tmp_path / "run" / "checkpoint.pt"
-    checkpoint = torch.load(path, weights_only=True)
+    checkpoint = read_checkpoint(path)
     checkpoint["identity"]["recipe"]["mixup"] = 0.2
-    torch.save(checkpoint, path)
+    save_tensors(checkpoint, path)
     with pytest.raises(RunError, match=r"another recipe \(mixup: 0\.2 there, None asked for\)"):
         quiet(Drawing(), digits, recipe, tmp_path)
 
 
-def stop_in(epoch: int, monkeypatch, error: BaseException):
-    whole = training._Training._descend
+def stop_in(epoch: int):
+    """A callback that stands for the stop button, in the sixth step of an epoch."""
 
-    def stop(self, loss):
-        if self.batches.epoch == epoch + 1 and self.scheduler.last_epoch % len(self.batches) == 5:
-            raise error
-        return whole(self, loss)
+    def stop(*numbers) -> None:
+        if numbers == (epoch, 5):
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(training._Training, "_descend", stop)
-    return whole
+    return stop
 
 
-def test_the_stop_button_ends_a_run_cleanly_and_the_next_call_goes_on(tmp_path, digits, expected, monkeypatch, capsys):
+def test_the_stop_button_ends_a_run_cleanly_and_the_next_call_resumes(tmp_path, digits, expected):
     torch.manual_seed(0)
     model = Drawing()
-    whole = stop_in(3, monkeypatch, KeyboardInterrupt())
-    history = quiet(model, digits, survival.RECIPE, tmp_path)
-    assert [record["epoch"] for record in history] == [1, 2, 3]
-    assert "Stopped after 3 whole epochs. The same call goes on from there." in capsys.readouterr().out
-    utils.plot_performance(history, "stopped")
+    with pytest.raises(utils.TrainingStopped, match="Stopped after 3 of 6 epochs; the same call resumes there") as stop:
+        quiet(model, digits, survival.RECIPE, tmp_path, on_step=stop_in(3))
+    assert [record["epoch"] for record in stop.value.history] == [1, 2, 3]
+    utils.plot_performance(stop.value.history, "stopped")
     checkpoint = content(tmp_path)
     assert same(checkpoint["model"], dict(model.state_dict()))  # the model is that of the last whole epoch
     assert not model.training
-    monkeypatch.setattr(training._Training, "_descend", whole)
     assert len(quiet(Drawing(), digits, survival.RECIPE, tmp_path)) == 6
     assert same(content(tmp_path), expected)
-
-
-def test_the_stop_button_without_a_kept_run(digits, monkeypatch):
-    stop_in(1, monkeypatch, KeyboardInterrupt())
-    assert len(utils.train(Drawing(), digits, survival.RECIPE, device="cpu", verbose=False)) == 1
 
 
 def test_control_c_in_a_terminal_leaves_a_whole_checkpoint(tmp_path, expected):
@@ -129,7 +122,7 @@ def test_control_c_in_a_terminal_leaves_a_whole_checkpoint(tmp_path, expected):
         process.join()
         if len(content(folder)["history"]) < 6:
             break
-    assert process.exitcode == 0
+    assert process.exitcode == 1  # as Python ends with KeyboardInterrupt in a process of its own
     assert len(content(folder)["history"]) < 6
     assert run(folder) == 0
     assert same(content(folder), expected)
@@ -145,15 +138,12 @@ def test_a_loss_that_is_not_finite_names_the_layer_and_keeps_the_last_checkpoint
 
     model = Overflowing()
     model.armed = False
-    epoch = training._Training.epoch
 
-    def arm(self, number):
-        model.armed = number == 2
-        return epoch(self, number)
+    def arm(epoch: int, step: int) -> None:
+        model.armed = epoch == 1 and step + 1 == math.ceil(len(digits.train_labels) / survival.RECIPE.batch_size)
 
-    monkeypatch.setattr(training._Training, "epoch", arm)
     with pytest.raises(FloatingPointError) as error:
-        quiet(model, digits, survival.RECIPE, tmp_path)
+        quiet(model, digits, survival.RECIPE, tmp_path, on_step=arm)
     assert "epoch 3, batch 0" in str(error.value)
     assert "layer layers.5 (Linear), with its weights," in str(error.value)
     assert "lower learning rate" in str(error.value)
@@ -165,7 +155,7 @@ def test_a_loss_that_is_not_finite_names_the_layer_and_keeps_the_last_checkpoint
 def test_out_of_memory_offers_half_the_batch(digits):
     class Greedy(Drawing):
         def forward(self, x):
-            if self.training:
+            if self.training and len(x) > 2:
                 torch.empty(2**50)  # bytes that no machine has
             return super().forward(x)
 
@@ -187,10 +177,10 @@ def test_a_full_disk_loses_nothing_that_was_there(tmp_path, expected):
     ours, theirs = PROCESSES.Pipe()
     process = start(_train_with_files_of_at_most, 20_000, str(tmp_path), theirs)
     assert ours.poll(30)
-    assert "epoch 4 could not be saved (File too large)" in ours.recv()
+    assert "epoch 3 could not be saved (File too large)" in ours.recv()
     process.join()
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.suffix == ".pt"} == before
-    assert not list((tmp_path / "run").glob("*.tmp"))
+    assert not (tmp_path / "run" / ".s9-unfinished").exists()
     assert run(tmp_path) == 0
     assert same(content(tmp_path), expected)
 
@@ -216,14 +206,13 @@ def test_a_second_process_on_the_same_run_says_so_and_stops(tmp_path, digits):
 
 def _load(source: str, root: str, after_bytes: int) -> None:
     """Read a data set, and be killed while its cache is written."""
-    whole = torch.save
+    write_bytes = Path.write_bytes
 
-    def half(value, path):
-        whole(value, path)
-        path.write_bytes(path.read_bytes()[:after_bytes])
+    def half(path: Path, content) -> None:
+        write_bytes(path, content[:after_bytes])
         survival._die()
 
-    dataset.torch.save = half
+    Path.write_bytes = half
     utils.load_data(source, root)
 
 
@@ -237,11 +226,11 @@ def test_killed_while_downloading(mirror, tmp_path, random_data, monkeypatch):
     monkeypatch.delenv("S9_DATA_DIR", raising=False)
     root = tmp_path / "root"
     process = start(_download, mirror("slow"), dataset.CIFAR10_MD5, str(root))
-    while process.is_alive() and not list(root.glob("*.tmp/*")):  # until some of it is on the disk
+    while process.is_alive() and not list(root.glob(".s9-unfinished/*/*")):  # until some of it is on the disk
         time.sleep(0.01)
     process.kill()
     process.join()
-    assert {path.suffix for path in root.iterdir()} == {".tmp", ""}
+    assert {path.name for path in root.iterdir()} == {".s9-unfinished", "lock"}
     monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror("good"))
     assert torch.equal(utils.load_data(root=root).train_images, random_data.train_images)
     assert sorted(path.name for path in root.iterdir()) == ["cache", "cifar-10-python.tar.gz", "lock"]
@@ -265,17 +254,117 @@ def test_killed_while_the_data_are_cached(image_folders, tmp_path, random_data):
     [
         (nn.Flatten(), "no parameters to train"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3072, 7)), "7 outputs, and the data 10 classes; build it with 10"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), r"does not take images of 3×32×32 \(mat1 and mat2"),
-        (nn.Conv2d(1, 10, 3), r"does not take images of 3×32×32"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)),
+            r"does not take 2 images of 3×32×32 in eval mode \(mat1",
+        ),
+        (nn.Conv2d(1, 10, 3), r"does not take 2 images of 3×32×32"),
         (nn.Conv2d(3, 10, 3), r"gives \(2, 10, 30, 30\) instead of logits"),
         (nn.Sequential(nn.Flatten(0), nn.Linear(6144, 10)), r"gives \(10,\) instead of logits"),
-        (nn.LSTM(32, 10), "does not take images|instead of logits"),
+        (nn.LSTM(32, 10), "does not take 2 images|instead of logits"),
     ],
 )
 def test_networks_that_do_not_fit_are_refused(network, message, digits, tmp_path):
     with pytest.raises(ValueError, match=f"^Network: .*{message}"):
         quiet(network, digits, survival.RECIPE, tmp_path)
     assert not (tmp_path / "run").exists()
+
+
+class TwoHeads(Drawing):
+    """Gives a second output while it trains."""
+
+    def forward(self, x):
+        return (super().forward(x), x) if self.training else super().forward(x)
+
+
+class Detached(Drawing):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+class Crashing(Drawing):
+    def forward(self, x):
+        raise KeyError("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("network", "error", "message"),
+    [
+        (Drawing, TypeError, r"Drawing is a class; give an instance, Drawing\(\)"),
+        (None, TypeError, "give an nn.Module, not NoneType"),
+        (TwoHeads(), ValueError, "gives tuple instead of logits .* in train mode"),
+        (Detached(), ValueError, "no gradient reaches its output"),
+        (Crashing(), ValueError, "does not take 2 images .* in eval mode .*nowhere"),
+    ],
+)
+def test_what_is_no_network_to_train_is_said_in_a_sentence(network, error, message, digits, tmp_path):
+    with pytest.raises(error, match=f"^Network: .*{message}"):
+        quiet(network, digits, survival.RECIPE, tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_arguments_of_another_kind_are_refused(digits, tmp_path):
+    with pytest.raises(TypeError, match="Data: give what load_data returns, not str"):
+        quiet(Drawing(), "data/cifar10", survival.RECIPE, tmp_path)
+    with pytest.raises(TypeError, match="Recipe: give a Recipe, not dict"):
+        quiet(Drawing(), digits, {"epochs": 3}, tmp_path)
+
+
+def test_a_last_batch_of_one_image_is_refused_before_training_where_batchnorm_cannot_take_it(digits, tmp_path):
+    def network(*layers) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(3072, 16), *layers, nn.Linear(16, 10))
+
+    data = utils.subset(digits, 129)
+    recipe = utils.Recipe(epochs=1, batch_size=64, precision="fp32")
+    with pytest.raises(ValueError, match=r"batch_size=64 leaves a batch of a single image.*give 65"):
+        quiet(network(nn.BatchNorm1d(16)), data, recipe, tmp_path)
+    assert len(quiet(network(nn.BatchNorm1d(16)), data, replace(recipe, batch_size=65), tmp_path)) == 1
+    assert len(quiet(network(nn.ReLU()), data, recipe, tmp_path / "other")) == 1
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "/tmp/x", "../../x", "x" * 300, "a\\b"])
+def test_names_of_runs_stay_inside_their_root(name, digits, tmp_path):
+    with pytest.raises(RunError, match="is no name for a run"):
+        utils.train(Drawing(), digits, survival.RECIPE, run=name, root=tmp_path / "runs", verbose=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_the_users_own_in_a_runs_folder_stay(digits, tmp_path):
+    (tmp_path / "run" / "backup.tmp").mkdir(parents=True)
+    (tmp_path / "run" / "thesis.tmp").write_text("important")
+    quiet(Drawing(), digits, replace(survival.RECIPE, epochs=1), tmp_path)
+    assert (tmp_path / "run" / "thesis.tmp").read_text() == "important"
+    assert (tmp_path / "run" / "backup.tmp").is_dir()
+
+
+def test_a_run_that_cannot_be_written_says_so(digits, tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(RunError, match="run cannot be used for a run"):
+        quiet(Drawing(), digits, survival.RECIPE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, [], {"identity": {}}, {"identity": 3, "history": [], "model": {}, "random": {}, "precision": "float32"},
+     {"identity": {"recipe": 3}, "history": [], "model": {}, "random": {}, "precision": "float32"}],
+)  # fmt: skip
+def test_crafted_checkpoints_are_set_aside(content, digits, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    save_tensors(content, tmp_path / "run" / "checkpoint.pt")
+    assert len(quiet(Drawing(), digits, replace(survival.RECIPE, epochs=1), tmp_path)) == 1
+    said = capsys.readouterr().out
+    assert "holds something else than a checkpoint" in said
+    assert "weights_only" not in said
+
+
+def test_every_flipped_bit_in_a_checkpoint_is_noticed(digits, tmp_path):
+    quiet(Drawing(), digits, replace(survival.RECIPE, epochs=1), tmp_path)
+    path = tmp_path / "run" / "checkpoint.pt"
+    whole = path.read_bytes()
+    for number, place in enumerate(torch.linspace(0, len(whole) - 1, 120).long().tolist()):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << number % 8]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+            read_checkpoint(path)
 
 
 def test_a_network_with_nan_weights_is_refused(digits, tmp_path):

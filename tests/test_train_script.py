@@ -1,5 +1,11 @@
 import json
+import multiprocessing
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 from itertools import pairwise
 
@@ -10,7 +16,10 @@ from dask.distributed import LocalCluster
 
 import models
 import utils
-from s9 import training
+from s9 import loading
+from s9.data import Data
+from s9.results import LADDER, ROOT
+from s9.weights import load_weights
 from scripts import train
 
 
@@ -18,6 +27,14 @@ from scripts import train
 def assets(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "ASSETS", tmp_path / "assets")
     return tmp_path / "assets"
+
+
+@pytest.fixture
+def as_cifar10(digits, monkeypatch) -> Data:
+    """The digits under the name of CIFAR-10, which alone is recorded."""
+    data = digits._replace(name="CIFAR-10")
+    monkeypatch.setattr(train, "load_data", lambda source: data)
+    return data
 
 
 def run(tmp_path, *arguments) -> int:
@@ -36,7 +53,7 @@ def test_experiments_build_and_their_initial_weights_follow_the_seed(name, state
 
 
 def test_a_rung_changes_what_it_says():
-    rungs = [train.EXPERIMENTS[name] for name in [*train.LADDER, "ladder-5", "ladder-6", "s9net"]]
+    rungs = [train.EXPERIMENTS[name] for name in [*LADDER, "ladder-5", "ladder-6", "s9net"]]
     changes = []
     for before, after in pairwise(rungs):
         recipes = asdict(before.recipe), asdict(after.recipe)
@@ -46,7 +63,7 @@ def test_a_rung_changes_what_it_says():
             | ({"network"} if before.network != after.network else set())
         )
     assert changes == [
-        {"apply_relu"},
+        {"use_relu"},
         {"schedule", "learning_rate", "momentum", "nesterov"},
         {"norm_strided", "pad_strided"},
         {"dropout", "crop", "flip", "label_smoothing"},
@@ -56,21 +73,22 @@ def test_a_rung_changes_what_it_says():
     ]
 
 
-def test_a_run_is_recorded_and_can_be_built_again_from_the_record(tmp_path, assets, capsys):
-    arguments = ["seednet", "--set", "epochs=1", "learning_rate=0.02", "--record", "--weights"]
+def test_a_run_is_recorded_and_can_be_built_again_from_the_record(tmp_path, assets, as_cifar10):
+    arguments = ["student", "--set", "epochs=1", "learning_rate=0.02", "--record", "--weights"]
     assert run(tmp_path, *arguments) == 0
     (row,) = json.loads((assets / "results.json").read_text())
     assert set(row) >= {
         "run", "network", "parameters", "epochs", "seed", "test_accuracy", "test_loss", "seconds", "device", "torch",
         "data", "command", "recipe",
     }  # fmt: skip
-    assert row["command"].startswith("python train.py seednet --set epochs=1 learning_rate=0.02 --record")
-    assert utils.Recipe(**row["recipe"]) == replace(utils.SEED_RECIPE, epochs=1, learning_rate=0.02)
-    (record,) = utils.read_history(assets / "runs" / "seednet.jsonl")
+    assert row["command"].startswith("python train.py student --set epochs=1 learning_rate=0.02 --record")
+    assert utils.Recipe(**row["recipe"]) == replace(utils.STUDENT_RECIPE, epochs=1, learning_rate=0.02)
+    (record,) = utils.read_history(assets / "runs" / "student.jsonl")
     assert (row["test_accuracy"], row["test_loss"]) == (record["test_accuracy"], record["test_loss"])
-    model = models.SeedNet(apply_relu=False)
-    model.load_state_dict(torch.load(assets / "weights" / "seednet.pt", weights_only=True))
-    digits = utils.load_data("digits")
+    model = models.StudentNet()
+    load_weights(model, assets / "weights" / "student.pt")
+    assert model.preprocessing.classes == as_cifar10.classes
+    digits = as_cifar10
     predicted, _ = utils.predict(model, digits, device="cpu")
     assert (predicted == digits.test_labels.numpy()).sum() == record["test_correct"]
     _, probabilities = utils.predict(model, digits, device="cpu", flip=True)
@@ -79,11 +97,11 @@ def test_a_run_is_recorded_and_can_be_built_again_from_the_record(tmp_path, asse
 
     assert run(tmp_path, "ladder-1", "--set", "epochs=1", "--record") == 0
     assert run(tmp_path, *arguments) == 0  # loaded, and recorded in the same place
-    assert [row["run"] for row in json.loads((assets / "results.json").read_text())] == ["ladder-1", "seednet"]
+    assert [row["run"] for row in json.loads((assets / "results.json").read_text())] == ["ladder-1", "student"]
 
 
 def test_validation_tests_on_held_out_images(tmp_path, capsys):
-    assert run(tmp_path, "seednet", "--run", "search", "--set", "epochs=1", "--validation", "37") == 0
+    assert run(tmp_path, "student", "--run", "search", "--set", "epochs=1", "--validation", "37") == 0
     assert "/37 (" in capsys.readouterr().out
 
 
@@ -91,9 +109,9 @@ def test_validation_tests_on_held_out_images(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["nonsense"], "invalid choice: 'nonsense'"),
-        (["seednet", "--set", "lr=1"], "no field 'lr'"),
-        (["seednet", "--set", "epochs=many"], "epochs is of type int, not 'many'"),
-        (["seednet", "--set", "flip=yes"], "flip is True or False"),
+        (["student", "--set", "lr=1"], "no field 'lr'"),
+        (["student", "--set", "epochs=many"], "epochs is of type int, not 'many'"),
+        (["student", "--set", "flip=yes"], "flip is True or False"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(tmp_path, capsys, arguments, message):
@@ -106,8 +124,8 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path, capsys, arguments, m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["seednet", "--set", "epochs=0"], "epochs=0"),
-        (["seednet", "--validation", "99999"], "held out"),
+        (["student", "--set", "epochs=0"], "epochs=0"),
+        (["student", "--validation", "99999"], "held out"),
     ],
 )
 def test_values_that_cannot_work_end_in_one_sentence(tmp_path, capsys, arguments, message):
@@ -119,11 +137,11 @@ def test_values_that_cannot_work_end_in_one_sentence(tmp_path, capsys, arguments
 
 def test_a_sweep_trains_every_experiment_with_every_seed(tmp_path, capsys):
     settings = ["--set", "epochs=1", "batch_size=256", "precision=fp32"]
-    names = ["--sweep", "seednet", "ladder-1", "--seeds", "3", "4"]
+    names = ["--sweep", "student", "ladder-1", "--seeds", "3", "4"]
     assert run(tmp_path, *names, *settings, "--jobs", "2") == 0
     said = capsys.readouterr().out.splitlines()
     accuracies = {}
-    for name in ("seednet", "ladder-1"):
+    for name in ("student", "ladder-1"):
         for seed in (3, 4):
             home = tmp_path / "runs" / f"{name}-{seed}"
             assert json.loads((home / "recipe.json").read_text())["seed"] == seed
@@ -134,15 +152,15 @@ def test_a_sweep_trains_every_experiment_with_every_seed(tmp_path, capsys):
 
 
 def test_a_sweep_on_a_dask_cluster_gives_the_same(tmp_path, capsys):
-    arguments = ["--sweep", "seednet", "--seeds", "0", "1", "--set", "epochs=1", "batch_size=256", "precision=fp32"]
+    arguments = ["--sweep", "student", "--seeds", "0", "1", "--set", "epochs=1", "batch_size=256", "precision=fp32"]
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         assert run(tmp_path / "dask", *arguments, "--dask", cluster.scheduler_address) == 0
     on_dask = capsys.readouterr().out.splitlines()[-1]
-    assert re.fullmatch(r"seednet: \d+\.\d\d ± \d+\.\d\d % \(n = 2\)", on_dask)
+    assert re.fullmatch(r"student: \d+\.\d\d ± \d+\.\d\d % \(n = 2\)", on_dask)
     assert run(tmp_path / "here", *arguments) == 0
     for seed in (0, 1):
         here, there = (
-            utils.read_history(tmp_path / where / "runs" / f"seednet-{seed}" / "history.jsonl")[0]
+            utils.read_history(tmp_path / where / "runs" / f"student-{seed}" / "history.jsonl")[0]
             for where in ("here", "dask")
         )
         assert there["train_loss"] == pytest.approx(here["train_loss"], rel=1e-3)
@@ -151,8 +169,8 @@ def test_a_sweep_on_a_dask_cluster_gives_the_same(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["seednet", "ladder-1"], "give one NAME, or --sweep"),
-        (["--sweep", "seednet", "--record"], "does not go with --run or --record"),
+        (["student", "ladder-1"], "give one NAME, or --sweep"),
+        (["--sweep", "student", "--record"], "does not go with --run, --record or --weights"),
     ],
 )
 def test_several_runs_need_a_sweep(tmp_path, capsys, arguments, message):
@@ -161,11 +179,137 @@ def test_several_runs_need_a_sweep(tmp_path, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_the_script_with_130_and_records_nothing(tmp_path, assets, monkeypatch, capsys):
-    def stop(*_):
-        raise KeyboardInterrupt
+@pytest.fixture
+def stopped(monkeypatch):
+    """Somebody presses Ctrl-C in the second epoch of every training."""
 
-    monkeypatch.setattr(training._Training, "_descend", stop)
-    assert run(tmp_path, "seednet", "--set", "epochs=1", "--record") == 130
-    assert "Stopped after 0 whole epochs" in capsys.readouterr().out
+    def stop(epoch: int, step: int) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    whole = utils.train
+    monkeypatch.setattr(train, "train", lambda *args, **options: whole(*args, **options, on_step=stop))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["student", "--record"], ["--sweep", "student", "ladder-1", "--seeds", "0", "1"]],
+    ids=["one", "sweep"],
+)
+def test_ctrl_c_ends_the_script_with_130_and_records_nothing(tmp_path, assets, as_cifar10, stopped, capsys, arguments):
+    assert run(tmp_path, *arguments, "--set", "epochs=3", "batch_size=256", "precision=fp32") == 130
+    out, err = capsys.readouterr()
+    assert err.strip() == "Stopped after 1 of 3 epochs; the same call resumes there."
+    assert "n = " not in out
     assert not assets.exists()
+    assert len(list((tmp_path / "runs").iterdir())) == 1  # the others were not begun
+
+
+def test_ctrl_c_in_a_sweep_of_two_processes(tmp_path):
+    command = [sys.executable, "-m", "scripts.train", "--sweep", "student", "--seeds", "0", "1", "2", "--jobs", "2"]
+    command += ["--data", "digits", "--root", tmp_path, "--set", "epochs=60", "batch_size=256", "precision=fp32"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while process.poll() is None and not list(tmp_path.glob("*/history.jsonl")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "n = " not in out
+
+
+def test_records_are_not_replaced_by_what_is_worth_less(tmp_path, assets, as_cifar10, monkeypatch, capsys):
+    settings = ["--set", "epochs=2", "batch_size=256", "precision=fp32", "--record", "--weights"]
+    assert run(tmp_path, "student", *settings) == 0
+    before = {path: path.read_bytes() for path in assets.rglob("*.*")}
+    for name, other, epochs, said in (
+        ("shorter", as_cifar10, 1, "is of 2 epochs, not 1"),
+        ("another-copy", as_cifar10._replace(copy="another"), 2, "is of CIFAR-10, scikit-learn's digits, not another"),
+        ("digits", as_cifar10._replace(name="digits"), 2, "for runs on CIFAR-10, and this is digits"),
+    ):
+        monkeypatch.setattr(train, "load_data", lambda source, other=other: other)
+        assert run(tmp_path / name, "student", *settings[:1], f"epochs={epochs}", *settings[2:]) == 1
+        error = capsys.readouterr().err.strip()
+        assert said in error
+        assert len(error.splitlines()) == 1
+        assert not (tmp_path / name).exists()  # refused before it was trained
+        assert {path: path.read_bytes() for path in assets.rglob("*.*")} == before
+
+
+def test_without_cifar10_nothing_is_trained_or_recorded(tmp_path, assets, monkeypatch, capsys):
+    monkeypatch.delenv("S9_DATA_DIR", raising=False)
+    monkeypatch.setattr(loading, "CIFAR10_MIRRORS", ())
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["s9net", "--record", "--weights", "--root", str(tmp_path / "runs")]) == 1
+    assert "CIFAR-10 is not here" in capsys.readouterr().err
+    assert not assets.exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def _add_rows(assets, root, first: int) -> None:
+    experiment = train.EXPERIMENTS["student"].changed([("epochs", 1)])
+    history = [{"test_accuracy": 10.0, "test_loss": 2.0, "seconds": 1.0}]
+    for number in range(first, first + 5):
+        train.record(f"run-{number}", experiment, history, 10.0, "", root, assets)
+
+
+def test_recorders_at_the_same_time_lose_no_row(tmp_path):
+    for number in range(20):
+        home = tmp_path / "runs" / f"run-{number}"
+        home.mkdir(parents=True)
+        (home / "environment.json").write_text("{}")
+        (home / "history.jsonl").write_text("")
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=_add_rows, args=(tmp_path / "assets", tmp_path / "runs", first))
+        for first in (0, 5, 10, 15)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    rows = json.loads((tmp_path / "assets" / "results.json").read_text())
+    assert sorted(row["run"] for row in rows) == sorted(f"run-{number}" for number in range(20))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["student", "--seeds", "7"], "--seeds is for a --sweep"),
+        (["student", "--jobs", "2"], "--jobs is for a --sweep"),
+        (["student", "--dask", "tcp://nowhere:1"], "--dask is for a --sweep"),
+        (["student", "--weights"], "--weights goes with --record"),
+        (["--sweep", "student", "--weights"], "does not go with --run, --record or --weights"),
+        (["--sweep", "student", "--set", "seed=9"], "given by --seeds"),
+        (["--sweep", "student", "--jobs", "0"], "--jobs 0 does nothing"),
+        (["student", "--compile", "nonsense"], "invalid choice: 'nonsense'"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, *arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_settings_given_twice_add_up(tmp_path):
+    arguments = ["--set", "batch_size=500", "--set", "epochs=1", "precision=fp32"]
+    assert run(tmp_path, "student", *arguments) == 0
+    recipe = json.loads((tmp_path / "runs" / "student" / "recipe.json").read_text())
+    assert (recipe["batch_size"], recipe["epochs"]) == (500, 1)
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "/tmp/x", "x" * 300])
+def test_a_run_stays_inside_its_root(tmp_path, capsys, name):
+    assert run(tmp_path, "student", "--run", name, "--set", "epochs=1") == 1
+    assert "is no name for a run" in capsys.readouterr().err
+
+
+def test_a_root_that_is_a_file_is_named(tmp_path, capsys):
+    (tmp_path / "runs").write_text("")
+    assert run(tmp_path, "student", "--set", "epochs=1") == 1
+    error = capsys.readouterr().err.strip()
+    assert "runs" in error
+    assert len(error.splitlines()) == 1

@@ -14,10 +14,11 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
 import utils
-from models import SeedNet
+from models import StudentNet
 from s9 import recipes
 from s9.files import write_whole
 from s9.optimizers import make_optimizer
+from s9.randomness import epoch_seed
 from s9.runs import read_checkpoint
 from s9.weights import Preprocessing
 from utils import Batches, Recipe, train
@@ -59,7 +60,7 @@ def test_seed_recipe_is_the_students():
         "optimizer": "sgd",
     }
     said |= {"schedule": "step", "step_epochs": 15, "step_factor": 0.1, "label_smoothing": 0.0}
-    assert said.items() <= dataclasses.asdict(utils.SEED_RECIPE).items()
+    assert said.items() <= dataclasses.asdict(utils.STUDENT_RECIPE).items()
 
 
 def test_every_field_of_a_recipe_has_a_comment():
@@ -92,7 +93,7 @@ def reference_training(model, data, recipe, learning_rates) -> nn.Module:
     learning_rates = iter(learning_rates)
     model.train()
     for epoch in range(recipe.epochs):
-        torch.manual_seed(utils.epoch_seed(recipe.seed, epoch, "dropout"))
+        torch.manual_seed(epoch_seed(recipe.seed, epoch, "dropout"))
         for images, labels in batches:
             model.zero_grad()
             F.nll_loss(model(images).log_softmax(1), labels).backward()
@@ -455,7 +456,7 @@ def test_precision():
 
 def test_bf16_is_near_fp32(digits):
     torch.manual_seed(0)
-    model = SeedNet(apply_relu=False)
+    model = StudentNet()
     _, exact = utils.predict(model, digits, device="cpu", precision="fp32")
     _, quick = utils.predict(model, digits, device="cpu", precision="bf16")
     np.testing.assert_allclose(quick, exact, atol=0.02)
@@ -474,10 +475,10 @@ def test_fp16_takes_scaled_losses_and_the_same_steps(random_data, tmp_path, monk
     assert checkpoint["scaler"]["scale"] > 1
 
 
-def test_seednet_learns_from_real_photographs(cifar10):
+def test_student_learns_from_real_photographs(cifar10):
     """The student's first epoch of 98 steps ends at 26.39 %; 63 small steps must be clearly over chance."""
     torch.manual_seed(0)
     data = utils.subset(cifar10, 4_000)
     data = data._replace(test_images=data.test_images[::10], test_labels=data.test_labels[::10])
-    (record,) = quiet(SeedNet(apply_relu=False), data, replace(utils.SEED_RECIPE, epochs=1, batch_size=64))
+    (record,) = quiet(StudentNet(), data, replace(utils.STUDENT_RECIPE, epochs=1, batch_size=64))
     assert 15 < record["test_accuracy"] < 35

@@ -76,7 +76,7 @@ def draw() -> None:
             axis.grid(alpha=0.3)
     figure.suptitle(
         "Time grows with the images and their pixels, memory with the batch\n"
-        f"SeedNet, mended, one epoch on {rows[0]['device']}, torch {rows[0]['torch']}",
+        f"StudentNet, mended, one epoch on {rows[0]['device']}, torch {rows[0]['torch']}",
         fontsize=14,
     )
     figure.savefig(ROOT / "assets" / "cost.png", dpi=100)
