@@ -78,11 +78,8 @@ class Team:
         if self.size == 1:
             return model
         if device.type == "cuda":
-            held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-            twin = copy.deepcopy(model, held)  # other modules, the same tensors: the caller's stay what they are
-            twin = nn.SyncBatchNorm.convert_sync_batchnorm(twin)
             index = torch.cuda.current_device() if device.index is None else device.index
-            return DistributedDataParallel(twin, device_ids=[index])
+            return DistributedDataParallel(synchronised(model), device_ids=[index])
         arguments = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in arguments else "broadcast_buffers"  # torch < 2.14
         return DistributedDataParallel(model, **{name: False})
@@ -116,3 +113,9 @@ class Team:
         answers = [None] * self.size
         dist.all_gather_object(answers, answer)
         return next((answer for answer in answers if answer), None)
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """Other modules of the same tensors, whose BatchNorms see the batch of all processes; `model` stays as it is."""
+    held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model, held))

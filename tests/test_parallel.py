@@ -1,4 +1,4 @@
-"""Two processes on this machine train one model, over gloo, as torchrun starts them."""
+"""Two processes on this machine train one model, over gloo, as torchrun starts them; this file is what they run."""
 
 import json
 import os
@@ -8,38 +8,36 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from s9.batches import IGNORED, Batches, channel_statistics
 from s9.data import subset
 from s9.loading import load_data
-from s9.processes import World
+from s9.processes import Team, joined, synchronised
+from s9.randomness import epoch_seed
 from s9.recipes import Recipe
 from s9.results import read_history
 from utils import train
 
 ROOT = Path(__file__).parent.parent
 
-SCRIPT = """
-import json, sys
-sys.path.insert(0, {root!r})
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-import dataset, parallel, training
-from test_parallel import NETWORKS, RECIPE
-name, folder, run = sys.argv[1:]
-with parallel.joined() as world:
-    torch.manual_seed(0)
-    model = NETWORKS[name]()
-    data = dataset.subset(dataset.load_data("digits"), 501)
-    history = training.train(model, data, RECIPE, run=run, root=folder, device="cpu")
-    torch.save(model.state_dict(), f"{{folder}}/weights-{{world.rank}}-of-{{world.size}}.pt")
-    open(f"{{folder}}/history-{{world.rank}}-of-{{world.size}}.json", "w").write(json.dumps(history))
-"""
-
 RECIPE = Recipe(epochs=2, batch_size=50, learning_rate=0.01, momentum=0.9, precision="fp32", label_smoothing=0.1)
+
+
+class Odd(nn.Module):
+    """Gives NaN in the second of two processes while it trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3072, 10)
+
+    def forward(self, x):
+        is_second = self.training and dist.is_initialized() and dist.get_rank() == 1
+        return self.linear(x * float("nan")) if is_second and len(x) > 2 else self.linear(x)
+
+
 NETWORKS = {
+    "odd one": lambda: nn.Sequential(nn.Flatten(), Odd()),
     "plain": lambda: nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)),
     "norm": lambda: nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(512, 10)
@@ -47,19 +45,34 @@ NETWORKS = {
 }
 
 
+def each_process(name: str, folder: str, run: str, lost_rank: int) -> None:
+    """What each process does; `lost_rank` dies in the second epoch."""
+    torch.set_num_threads(1)
+    with joined() as team:
+
+        def die(epoch: int, step: int) -> None:
+            if epoch == 1 and team.rank == lost_rank:
+                os._exit(9)
+
+        torch.manual_seed(0)
+        model = NETWORKS[name]()
+        data = subset(load_data("digits"), 501)
+        history = train(model, data, RECIPE, run=run, root=folder, device="cpu", on_step=die)
+        torch.save(model.state_dict(), f"{folder}/weights-{team.rank}-of-{team.size}.pt")
+        Path(f"{folder}/history-{team.rank}-of-{team.size}.json").write_text(json.dumps(history))
+
+
 def torchrun(processes: int, *arguments) -> subprocess.CompletedProcess:
     """Run a script in several processes that find each other over the loopback address."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=240
     )
 
 
 def processes_train(processes: int, folder: Path, name: str, run: str = "run") -> list[dict]:
-    script = folder / "script.py"
-    script.write_text(SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests")))
-    result = torchrun(processes, script, name, folder, run)
+    result = torchrun(processes, __file__, name, folder, run, -1)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Epoch 2\n") == 1  # only the main process prints
     return [json.loads((folder / f"history-{rank}-of-{processes}.json").read_text()) for rank in range(processes)]
@@ -81,23 +94,37 @@ def weights(folder: Path, rank: int, processes: int) -> dict:
     return torch.load(folder / f"weights-{rank}-of-{processes}.pt", weights_only=True)
 
 
-def test_shards_are_the_batches_of_one_process(digits):
-    data = subset(digits, 101)
-    mean, std = channel_statistics(data.train_images)
+@pytest.mark.parametrize("count", [1, 2, 3, 50, 51])
+def test_shares_add_up_to_the_batch_and_its_mean(count):
+    """Three processes; where there are fewer images, the others' loss counts nothing."""
+    losses, seen, total = torch.rand(count), [], 0.0
+    for rank in range(3):
+        team = Team()
+        team.rank, team.size = rank, 3
+        share, weight = team.share(count)
+        assert len(losses[share]) >= 1  # each has to take the step
+        total += weight * losses[share].mean() / 3
+        seen += losses[share].tolist() if weight else []
+    assert sorted(seen) == sorted(losses.tolist())
+    torch.testing.assert_close(total, losses.mean())
 
-    def batches(**world):
-        made = Batches(data.train_images, data.train_labels, 50, mean, std, shuffle=True, crop=2, flip=True, **world)
-        return list(made)
 
-    whole, shards = batches(), [batches(world=World(rank, 3)) for rank in range(3)]
-    for step, (images, labels) in enumerate(whole):
-        for rank in range(3):
-            mine, mine_labels = shards[rank][step]
-            if rank < len(images):
-                assert torch.equal(mine, images[rank::3])
-                assert torch.equal(mine_labels, labels[rank::3])
-            else:  # the last batch has one image for three processes
-                assert mine_labels.tolist() == [IGNORED]
+def test_each_process_drops_something_else():
+    masks = []
+    for rank in range(4):
+        torch.manual_seed(epoch_seed(5, 0, "dropout", rank))
+        masks.append(tuple(nn.Dropout(0.5)(torch.ones(64)).tolist()))
+    assert len(set(masks)) == 4
+
+
+def test_synchronised_norms_share_their_tensors_and_leave_the_callers_model():
+    model = NETWORKS["norm"]()
+    before = str(model)
+    twin = synchronised(model)
+    assert str(model) == before
+    assert isinstance(twin[1], nn.SyncBatchNorm)
+    pairs = zip([*model.parameters(), *model.buffers()], [*twin.parameters(), *twin.buffers()], strict=True)
+    assert all(a is b for a, b in pairs)
 
 
 def test_two_processes_learn_what_one_does(tmp_path):
@@ -124,25 +151,21 @@ def test_batchnorm_statistics_and_weights_are_the_same_on_both(tmp_path):
 
 
 def test_a_lost_process_leaves_a_run_that_another_number_of_processes_goes_on_with(tmp_path):
-    lost = tmp_path / "lost.py"
-    lost.write_text(
-        SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests")).replace(
-            "with parallel",
-            "import os, training\n"
-            "epoch = training._Training.epoch\n"
-            "def lose(self, number):\n"
-            "    if number == 1 and self.world.rank == 1: os._exit(9)\n"
-            "    return epoch(self, number)\n"
-            "training._Training.epoch = lose\n"
-            "with parallel",
-        )
-    )
-    result = torchrun(2, lost, "plain", tmp_path, "run")
+    result = torchrun(2, __file__, "plain", tmp_path, "run", 1)
     assert result.returncode != 0
     assert len(read_history(tmp_path / "run" / "history.jsonl")) == 1
     gone_on, _ = one_process_trains(tmp_path, "plain")
     alone, _ = one_process_trains(tmp_path, "plain", run="alone")
     assert gone_on[-1]["test_loss"] == pytest.approx(alone[-1]["test_loss"], rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_on_one_of_them_stops_both_with_the_same_sentence(tmp_path):
+    result = torchrun(2, __file__, "odd one", tmp_path, "run", -1)
+    assert result.returncode != 0
+    said = [line for line in result.stderr.splitlines() if "FloatingPointError: The loss became nan" in line]
+    assert len(said) == 2
+    assert "layer 1.linear (Linear)" in said[0]
+    assert said[0].partition("FloatingPointError")[2] == said[1].partition("FloatingPointError")[2]
 
 
 def test_train_script_under_torchrun(tmp_path):
@@ -154,3 +177,7 @@ def test_train_script_under_torchrun(tmp_path):
     refused = torchrun(2, *arguments, "--set", "epochs=2")
     assert refused.returncode != 0
     assert "holds a run with another recipe" in refused.stderr
+
+
+if __name__ == "__main__":
+    each_process(*sys.argv[1:4], int(sys.argv[4]))
