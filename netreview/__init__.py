@@ -1,12 +1,18 @@
-"""Reviews an image classifier, its training and its data, and says with evidence what holds it back."""
+"""Reviews any image classifier and its training set-up, and says with evidence what holds it back."""
 
 from netreview.affine import affine_equivalent
-from netreview.fields import ReceptiveField, receptive_field
+from netreview.fields import receptive_field
 from netreview.findings import Finding, Findings
-from netreview.rates import RangeTest, learning_rate_range
-from netreview.reviewer import review, review_history
+from netreview.history import review_history
+from netreview.rates import learning_rate_range
+from netreview.reviewer import review
 
 __all__ = [
-    "Finding", "Findings", "RangeTest", "ReceptiveField", "affine_equivalent", "learning_rate_range",
-    "receptive_field", "review", "review_history",
-]  # fmt: skip
+    "Finding",
+    "Findings",
+    "affine_equivalent",
+    "learning_rate_range",
+    "receptive_field",
+    "review",
+    "review_history",
+]

@@ -1,37 +1,40 @@
-"""Whether a network is one weighted sum of its pixels, and which."""
+"""Whether a network is worth one matrix, and which."""
 
 import copy
 
 import torch
 from torch import nn
 
-from netreview.findings import check
+from netreview.findings import Found, check
+from netreview.subject import Subject
 from netreview.traces import tensors_in
 
 AFFINE_TOLERANCE = 1e-4
 
 
 @check(
-    "affine-network", "error",
-    "Put a non-linearity, such as a ReLU, behind the layers: without one all of them are worth one.",
-)  # fmt: skip
-def affine_network(model, settled, images, evaluated, eval_output):
-    """The logits of a + b - c are those of a, plus those of b, minus those of c."""
-    excess = _superposition_excess(settled, images)
+    "affine-network",
+    "error",
+    advice="Put a non-linearity, such as a ReLU, behind the layers: without one all of them are worth one.",
+)
+def affine_network(subject: Subject):
+    """Whether the logits of a + b - c are those of a, plus those of b, minus those of c."""
+    excess = _superposition_excess(subject.settled, subject.images)
+    evaluated, _ = subject.traces
     live = evaluated.live
-    is_structural = all(
+    structure = all(
         operation.is_affine or operation.name in ("_log_softmax", "_softmax")
         for operation in evaluated.operations
         if operation.images and any(value in live for value in operation.outputs)
     )
     if excess is not None and excess < AFFINE_TOLERANCE:
-        count = sum(parameter.numel() for parameter in model.parameters())
-        size = images.shape[1:].numel() + 1
+        count = sum(parameter.numel() for parameter in subject.model.parameters())
+        size = subject.images.shape[1:].numel() + 1
         evidence = (
             f"f(a+b-c) and f(a)+f(b)-f(c) differ by {excess:.0e} of the logits' spread; {count:,} parameters do what "
-            f"a matrix of {size} x {eval_output.shape[1]} does."
+            f"a matrix of {size} x {subject.outputs(training=False).shape[1]} does."
         )
-        yield "", evidence, {} if is_structural else {"severity": "warning"}
+        yield Found("", evidence, severity=None if structure else "warning")
 
 
 @torch.no_grad()

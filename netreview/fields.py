@@ -1,4 +1,4 @@
-"""The receptive field of each layer, followed through the operations of one forward pass."""
+"""What each layer of a network sees of the image."""
 
 from typing import NamedTuple
 

@@ -1,10 +1,7 @@
-"""What a check finds, and the list of all checks: each is one function, registered where it is written."""
-
-from __future__ import annotations
+"""What a review finds, and the register of the checks that find it."""
 
 import html
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,48 +19,10 @@ class Finding:
     advice: str  # one sentence
 
 
-class Check(NamedTuple):
-    """A registered check."""
-
-    id: str
-    severity: str
-    advice: str
-    function: Callable
-
-    @property
-    def description(self) -> str:
-        """The first line of its docstring."""
-        return inspect.getdoc(self.function).partition("\n")[0]
-
-    def findings(self, subject) -> Iterator[Finding]:
-        """What it finds in a subject, whose attributes it is handed by the names of its parameters."""
-        needed = {name: getattr(subject, name) for name in inspect.signature(self.function).parameters}
-        for where, evidence, *changes in self.function(**needed):
-            said = {"severity": self.severity, "advice": self.advice} | (changes[0] if changes else {})
-            yield Finding(self.id, where=where, evidence=evidence, **said)
-
-
-CHECKS: dict[str, Check] = {}  # by id, in the order in which they run
-
-
-def check(id: str, severity: str, advice: str) -> Callable[[Callable], Callable]:
-    """Register a generator as the check `id`.
-
-    It yields (where, evidence) for each thing that it finds, or (where, evidence, {"severity": ..., "advice": ...})
-    where these are not as usual. It is called with the attributes of a `Subject` that its parameters name.
-    """
-
-    def register(function: Callable) -> Callable:
-        CHECKS[id] = Check(id, severity, advice, function)
-        return function
-
-    return register
-
-
 class Findings(list):
     """Findings, the worst first; prints as a table, and shows as one in a notebook."""
 
-    def __init__(self, findings: list[Finding] = ()):
+    def __init__(self, findings: Iterable[Finding] = ()):
         super().__init__(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
     def _rows(self) -> list[tuple[str, str, str, str, str]]:
@@ -72,32 +31,65 @@ class Findings(list):
         for finding in self:
             groups.setdefault((finding.severity, finding.check, finding.advice), []).append(finding)
         rows = []
-        for (severity, name, advice), group in groups.items():
+        for (severity, check, advice), group in groups.items():
             places = ", ".join(finding.where for finding in group if finding.where) or "the whole"
             more = f" (and {len(group) - 1} more like it)" if len(group) > 1 else ""
-            rows.append((severity, name, places, group[0].evidence + more, advice))
+            rows.append((severity, check, places, group[0].evidence + more, advice))
         return rows
 
     def __str__(self) -> str:
         if not self:
             return "No findings."
         lines = []
-        for severity, name, places, evidence, advice in self._rows():
-            lines += [f"{severity.upper()}  {name}  at {places}", f"    {evidence}", f"    {advice}"]
+        for severity, check, places, evidence, advice in self._rows():
+            lines += [f"{severity.upper()}  {check}  at {places}", f"    {evidence}", f"    {advice}"]
         return "\n".join(lines)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        titles = ("severity", "check", "where", "evidence", "advice")
-        return html_table(titles, self._rows()) if self else "<p>No findings.</p>"
+        if not self:
+            return "<p>No findings.</p>"
+        head = "".join(f"<th>{title}</th>" for title in ("severity", "check", "where", "evidence", "advice"))
+        cells = [[f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row] for row in self._rows()]
+        return f"<table><tr>{head}</tr>" + "".join(f"<tr>{''.join(row)}</tr>" for row in cells) + "</table>"
 
 
-def html_table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A table for a notebook, of cells of plain text."""
-    head = "".join(f"<th>{title}</th>" for title in titles)
-    body = "".join(
-        "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
+class Found(NamedTuple):
+    """What a check yields: a place and its evidence; advice and severity only where they are not the check's own."""
+
+    where: str
+    evidence: str
+    advice: str | None = None
+    severity: str | None = None
+
+
+class Check(NamedTuple):
+    """One check: what it is called, how bad what it finds is, what to do about it, and the code that finds it."""
+
+    id: str
+    severity: str
+    advice: str
+    finds: Callable[..., Iterable[Found]]
+
+    @property
+    def doc(self) -> str:
+        """What it looks for, in one line."""
+        return (self.finds.__doc__ or "").strip().partition("\n")[0]
+
+    def __call__(self, subject) -> Iterator[Finding]:
+        for where, evidence, advice, severity in self.finds(subject):
+            yield Finding(self.id, severity or self.severity, where, evidence, advice or self.advice)
+
+
+CHECKS: dict[str, Check] = {}  # by id, in the order in which they are asked
+
+
+def check(id: str, severity: str, advice: str) -> Callable:
+    """Register a function from a Subject to what it finds; its docstring's first line says what it looks for."""
+
+    def register(finds: Callable[..., Iterable[Found]]) -> Check:
+        CHECKS[id] = Check(id, severity, advice, finds)
+        return CHECKS[id]
+
+    return register

@@ -1,4 +1,4 @@
-"""Random states that are put back after a review."""
+"""Random states that are put back."""
 
 import contextlib
 import random
@@ -11,10 +11,11 @@ import torch
 @contextlib.contextmanager
 def kept_random_states() -> Iterator[None]:
     """Leave Python's, numpy's and torch's random states, at the end, as they were."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what a network may draw from
-    try:
-        with torch.random.fork_rng():
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what a network may draw from
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(gpus):
+        try:
             yield
-    finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)  # noqa: NPY002
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002

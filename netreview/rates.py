@@ -1,4 +1,4 @@
-"""The learning-rate range test, and where the given rate lies on its curve."""
+"""Which learning rates a network learns at."""
 
 import copy
 import math
@@ -9,30 +9,34 @@ import numpy as np
 import torch
 from torch import nn
 
-from netreview.findings import check
+from netreview.findings import Found, check
+from netreview.subject import Subject
 from netreview.traces import tensors_in
 
 
-@check("learning-rate", "warning", "Change the learning rate as the evidence says.")
-def learning_rate(original, images, labels, labels_fit, loss_fn, optimizer):
-    """A rate far from where the loss falls fastest."""
-    if optimizer is None or not labels_fit:
+@check("learning-rate", "warning", advice="Take the rate that the range test shows to be better.")
+def learning_rate(subject: Subject):
+    """Where the given rate lies on the curve of the range test."""
+    if subject.optimizer is None or not subject.labels_fit:
         return
-    curve = learning_rate_range(original, images[:64], labels[:64], loss_fn, optimizer)
-    given = optimizer.param_groups[0]["lr"]
+    curve = learning_rate_range(
+        subject.original, subject.images[:64], subject.labels[:64], subject.loss_fn, subject.optimizer
+    )
+    given = subject.optimizer.param_groups[0]["lr"]
     best, limit = curve.steepest, curve.diverges
     evidence = f"The rate is {given:.2g}; the loss falls fastest at {best:.2g}" + (
         f" and diverges from {limit:.2g}." if limit else "."
     )
     if given < best / 10:
         advice = f"Raise the learning rate towards {best:.1g}, best with momentum and a warm-up."
-        yield "", evidence, {"advice": advice}
+        yield Found("", evidence, advice=advice)
     elif given > 10 * best or (limit and given >= limit):
-        yield "", evidence, {"advice": f"Lower the learning rate towards {best:.1g}."}
+        advice = f"Lower the learning rate towards {best:.1g}."
+        yield Found("", evidence, advice=advice)
 
 
 class RangeTest(NamedTuple):
-    """Loss against learning rate, one step each; figures.plot_learning_rate_range draws it."""
+    """Loss against learning rate, one step each."""
 
     rates: list[float]
     losses: list[float]

@@ -1,4 +1,4 @@
-"""Checks of what reaches what: modules, operations, gradients and maps."""
+"""Checks of which result reaches what."""
 
 import math
 
@@ -6,17 +6,19 @@ import torch
 from torch import nn
 
 from netreview.fields import receptive_field
-from netreview.findings import check
+from netreview.findings import Found, check
+from netreview.subject import Subject
 from netreview.traces import Operation, Trace, Value
 
 
 @check(
-    "unregistered-parameter", "error",
-    "Keep layers in an nn.ModuleList or nn.ModuleDict: in a plain list they are not trained.",
-)  # fmt: skip
-def unregistered_parameter(original):
+    "unregistered-parameter",
+    "error",
+    advice="Keep layers in an nn.ModuleList or nn.ModuleDict: in a plain list they are not trained.",
+)
+def unregistered(subject: Subject):
     """Layers and parameters that hide from model.parameters()."""
-    model = original
+    model = subject.original
     registered = {id(item) for item in (*model.modules(), *model.parameters(), *model.buffers())}
     skip = {"_parameters", "_buffers", "_modules"}
 
@@ -37,15 +39,17 @@ def unregistered_parameter(original):
             count = 0 if name in skip else hidden(value)
             if count:
                 where = f"{path}.{name}".lstrip(".")
-                yield where, f"{count:,} parameters are not the model's."
+                yield Found(where, f"{count:,} parameters are not the model's.")
 
 
 @check(
-    "discarded-output", "error",
-    "Use what this module returns: as it is, its result is dropped and the module does nothing.",
-)  # fmt: skip
-def discarded_output(model, evaluated, trained):
+    "discarded-output",
+    "error",
+    advice="Use what this module returns: as it is, its result is dropped and the module does nothing.",
+)
+def discarded(subject: Subject):
     """Modules whose result nothing uses."""
+    evaluated, trained = subject.traces
     called_in_training = {path for path, _ in trained.calls}
     found: dict[str, list[bool]] = {}
     for recorded, paths in ((trained, None), (evaluated, called_in_training)):
@@ -59,20 +63,20 @@ def discarded_output(model, evaluated, trained):
         if dropped and not any(path.startswith(f"{outer}.") for outer in outermost):
             outermost.append(path)
     for path in (path for path in found if path in outermost):
-        dropped, kind = found[path].count(False), type(model.get_submodule(path)).__name__
+        dropped, kind = found[path].count(False), type(subject.model.get_submodule(path)).__name__
         evidence = f"{kind}: {dropped} of {len(found[path])} results never reach the output."
-        yield path, evidence
+        yield Found(path, evidence)
 
 
-@check("unused-module", "warning", "Call this module in forward, or delete it.")
-def unused_module(model, evaluated, trained):
+@check("unused-module", "warning", advice="Call this module in forward, or delete it.")
+def unused(subject: Subject):
     """Modules that no forward pass calls, and whose weights it does not use in another way."""
-    used = {path for recorded in (evaluated, trained) for path, _ in recorded.calls}
-    for recorded in (evaluated, trained):
+    used = {path for recorded in subject.traces for path, _ in recorded.calls}
+    for recorded in subject.traces:
         live = recorded.live
         used |= {value.name.rpartition(".")[0] for value in live if value.name}
     reported: list[str] = []
-    for path, module in model.named_modules():
+    for path, module in subject.model.named_modules():
         inside = [f"{path}.{name}".rstrip(".") for name, _ in module.named_modules()]
         if path and not used & set(inside) and not any(path.startswith(f"{outer}.") for outer in reported):
             if not list(module.modules())[1:] and isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential):
@@ -80,14 +84,33 @@ def unused_module(model, evaluated, trained):
             reported.append(path)
             count = sum(parameter.numel() for parameter in module.parameters())
             evidence = f"{type(module).__name__}, {count:,} parameters, is never called."
-            yield path, evidence
+            yield Found(path, evidence)
 
 
-@check("linear-pair", "warning", "Put a non-linearity between these two layers, or make them one.")
-def linear_pair(evaluated):
+@check(
+    "frozen-by-detach",
+    "error",
+    advice="Remove what cuts the graph behind this layer, such as detach or no_grad: it gets no gradient.",
+)
+def detached(subject: Subject):
+    """Parameters that the output depends on and that get no gradient all the same."""
+    model, _, _ = subject.step
+    _, trained = subject.traces
+    # Auxiliary outputs, of which the loss knows nothing, do not count.
+    live = {value.name for value in Trace(trained.operations, outputs=trained.outputs[:1]).live}
+    frozen = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None and name in live]
+    if frozen:
+        where = frozen[-1].rpartition(".")[0]
+        evidence = f"{len(frozen)} parameters, {frozen[0]} to {frozen[-1]}, reach the output but get no gradient."
+        yield Found(where, evidence)
+
+
+@check("linear-pair", "warning", advice="Put a non-linearity between these two layers, or make them one.")
+def linear_pairs(subject: Subject):
     """Two layers in a row with nothing non-linear between them."""
-    consumers = evaluated.consumers
-    for first in evaluated.operations:
+    recorded, _ = subject.traces
+    consumers = recorded.consumers
+    for first in recorded.operations:
         if first.is_layer and first.outputs:
             second = _next_layer(first, consumers)
             if second is not None:
@@ -106,7 +129,7 @@ def _next_layer(first: Operation, consumers: dict) -> Operation | None:
         value = users[0].outputs[0]
 
 
-def _judge_pair(first: Operation, second: Operation) -> tuple:
+def _judge_pair(first: Operation, second: Operation) -> Found:
     (inputs, middle, size1, groups1), (_, outputs, size2, groups2) = map(_layer_shape, (first, second))
     stride = first.args[3][0] if first.name == "convolution" else 1
     merged = inputs * outputs * (size1 + (size2 - 1) * stride) ** 2
@@ -117,8 +140,8 @@ def _judge_pair(first: Operation, second: Operation) -> tuple:
     elif spent <= merged and middle < min(inputs, outputs):
         advice = "A narrow layer without activation between two wide ones saves parameters, and may well be meant."
     else:
-        return first.where, evidence
-    return first.where, evidence, {"severity": "note", "advice": advice}
+        return Found(first.where, evidence)
+    return Found(first.where, evidence, advice, "note")
 
 
 def _layer_shape(operation: Operation) -> tuple[int, int, int, int]:
@@ -131,19 +154,42 @@ def _layer_shape(operation: Operation) -> tuple[int, int, int, int]:
     return weight.shape[1] * groups, weight.shape[0], reach, groups
 
 
-@check("missing-norm", "warning", "Put normalisation and an activation behind this convolution, as behind the others.")
-def missing_norm(evaluated):
-    """Convolutions that lack the normalisation or activation that others have."""
-    consumers = evaluated.consumers
-    if not any(operation.is_norm for operation in evaluated.operations):
-        return
-    for operation in evaluated.operations:
-        if operation.name != "convolution" or not operation.is_layer or not operation.outputs:
+@check(
+    "missing-norm",
+    "warning",
+    advice="Put normalisation and an activation behind this convolution, as behind the others.",
+)
+def bare_convolutions(subject: Subject):
+    """Convolutions that lack the normalisation that others have."""
+    recorded, _ = subject.traces
+    consumers = recorded.consumers
+    normalises = any(operation.is_norm for operation in recorded.operations)
+    for operation in recorded.operations:
+        if not operation.is_layer or not operation.outputs:
             continue
         users = consumers.get(operation.outputs[0], [])
-        is_depthwise = operation.args[8] > 1 and all(user.is_layer for user in users)
-        if _ends_in_layers(operation.outputs[0], consumers) and not is_depthwise:
-            yield operation.where, "A layer follows with neither normalisation nor activation in between."
+        if operation.name == "convolution" and normalises and _ends_in_layers(operation.outputs[0], consumers):
+            is_depthwise = operation.args[8] > 1 and all(user.is_layer for user in users)
+            if not is_depthwise:
+                evidence = "A layer follows with neither normalisation nor activation in between."
+                yield Found(operation.where, evidence)
+
+
+@check(
+    "bias-before-norm", "note", advice="Give this layer bias=False: the BatchNorm behind it takes the bias away again."
+)
+def useless_biases(subject: Subject):
+    """Biases that the normalisation behind them takes away."""
+    recorded, _ = subject.traces
+    consumers = recorded.consumers
+    for operation in recorded.operations:
+        if not operation.is_layer or not operation.outputs:
+            continue
+        users = consumers.get(operation.outputs[0], [])
+        has_bias = operation.name == "addmm" or (operation.name == "convolution" and operation.args[2] is not None)
+        if has_bias and users and all("batch_norm" in user.name for user in users):
+            evidence = f"{operation.outputs[0].tensor.shape[1]} biases without effect."
+            yield Found(operation.where, evidence)
 
 
 def _ends_in_layers(value: Value, consumers: dict) -> bool:
@@ -156,61 +202,38 @@ def _ends_in_layers(value: Value, consumers: dict) -> bool:
     return bool(ends) and all(ends)
 
 
-@check("bias-before-norm", "note", "Give this layer bias=False: the BatchNorm behind it takes the bias away again.")
-def bias_before_norm(evaluated):
-    """Biases that the BatchNorm behind them takes away."""
-    for operation in evaluated.operations:
-        if operation.is_layer and operation.outputs:
-            users = evaluated.consumers.get(operation.outputs[0], [])
-            has_bias = operation.name == "addmm" or (operation.name == "convolution" and operation.args[2] is not None)
-            if has_bias and users and all("batch_norm" in user.name for user in users):
-                yield operation.where, f"{operation.outputs[0].tensor.shape[1]} biases without effect."
-
-
-@check(
-    "frozen-by-detach", "error",
-    "Remove what cuts the graph behind this layer, such as detach or no_grad: it gets no gradient.",
-)  # fmt: skip
-def frozen_by_detach(step, trained):
-    """Parameters that the output depends on and that get no gradient all the same."""
-    model, _, _ = step
-    # Auxiliary outputs, of which the loss knows nothing, do not count.
-    live = {value.name for value in Trace(trained.operations, outputs=trained.outputs[:1]).live}
-    frozen = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None and name in live]
-    if frozen:
-        where = frozen[-1].rpartition(".")[0]
-        evidence = f"{len(frozen)} parameters, {frozen[0]} to {frozen[-1]}, reach the output but get no gradient."
-        yield where, evidence
-
-
-@check("downsampled-too-far", "warning", "Stride less or later: this kernel sees more padding than picture.")
-def downsampled_too_far(evaluated):
+@check("downsampled-too-far", "warning", advice="Stride less or later: this kernel sees more padding than picture.")
+def small_maps(subject: Subject):
     """Maps smaller than the kernels on them."""
+    recorded, _ = subject.traces
     small = []
-    for operation in evaluated.operations:
+    for operation in recorded.operations:
         if operation.name == "convolution" and operation.images and operation.args[0].ndim == 4:
-            reach, map_size = _layer_shape(operation)[2], min(operation.args[0].shape[2:])
+            reach = _layer_shape(operation)[2]
+            map_size = min(operation.args[0].shape[2:])
             if reach > map_size:
                 small.append((operation.where, reach, map_size))
     if small:
         where, reach, map_size = small[0]
         evidence = f"A kernel that reaches over {reach} pixels works on a map of {map_size}; {len(small)} do in all."
-        yield where, evidence
+        yield Found(where, evidence)
 
 
 @check(
-    "receptive-field", "note",
-    "Use more layers, larger kernels, dilation or earlier strides, so that a position sees enough.",
-)  # fmt: skip
-def small_receptive_field(model, images, evaluated):
-    """The last convolution sees less than the image."""
-    size = tuple(images.shape[1:])
+    "receptive-field",
+    "note",
+    advice="Use more layers, larger kernels, dilation or earlier strides, so that a position sees enough.",
+)
+def small_field(subject: Subject):
+    """A receptive field, before a pooling of whole maps, that is smaller than the image."""
+    size = tuple(subject.images.shape[1:])
     try:
-        rows = receptive_field(model, size)
+        rows = receptive_field(subject.model, size)
     except ValueError:  # it cannot be followed through this network
         return
-    layers = {operation.where for operation in evaluated.operations if operation.name == "convolution"}
+    recorded, _ = subject.traces
+    layers = {operation.where for operation in recorded.operations if operation.name == "convolution"}
     fields = [row.receptive_field for row in rows if row.layer in layers or row.layer.endswith("convolution")]
     seen = max((max(field) if isinstance(field, tuple) else field for field in fields), default=math.inf)
     if seen < size[-1]:
-        yield "", f"The last convolution sees {seen} pixels of {size[-1]}."
+        yield Found("", f"The last convolution sees {seen} pixels of {size[-1]}.")

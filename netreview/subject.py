@@ -18,14 +18,9 @@ class Subject:
         self.model = copy.deepcopy(model)
 
     @functools.cached_property
-    def evaluated(self) -> Trace:
-        """A forward pass of two images in eval mode."""
-        return trace(self.model, self.images[:2])
-
-    @functools.cached_property
-    def trained(self) -> Trace:
-        """A forward pass of two images in train mode."""
-        return trace(self.model, self.images[:2], training=True)
+    def traces(self) -> tuple[Trace, Trace]:
+        """Of a forward pass of two images, in eval mode and in train mode."""
+        return trace(self.model, self.images[:2]), trace(self.model, self.images[:2], training=True)
 
     @functools.cached_property
     def settled(self) -> nn.Module:
@@ -45,7 +40,7 @@ class Subject:
             precise = copy.deepcopy(model).double()
             precise(self.images[:2].double())
             return precise
-        except (RuntimeError, TypeError):  # something in it does not follow .double()
+        except RuntimeError:  # something in it does not follow .double()
             return model
 
     @property
@@ -53,17 +48,8 @@ class Subject:
         """The images in the precision of `settled`."""
         return self.images.to(next((p.dtype for p in self.settled.parameters()), torch.float32))
 
-    @functools.cached_property
-    def eval_output(self) -> torch.Tensor:
-        """The first tensor that a copy gives for all images in eval mode."""
-        return self._output(training=False)
-
-    @functools.cached_property
-    def train_output(self) -> torch.Tensor:
-        """The same in train mode."""
-        return self._output(training=True)
-
-    def _output(self, training: bool) -> torch.Tensor:
+    def outputs(self, training: bool) -> torch.Tensor:
+        """The first tensor that a fresh copy gives for all images, without a graph."""
         with torch.no_grad():
             return tensors_in(copy.deepcopy(self.model).train(training)(self.images))[0]
 
@@ -81,5 +67,18 @@ class Subject:
     @functools.cached_property
     def labels_fit(self) -> bool:
         """Whether every label is a class of the network."""
-        classes = self.eval_output.shape[1]
+        classes = self.outputs(training=False).shape[1]
         return bool(self.labels.min() >= 0 and self.labels.max() < classes)
+
+    @functools.cached_property
+    def gradients(self) -> dict[str, float]:
+        """The gradient of each layer's weights in one step, as a share of the weights' own size."""
+        if not self.labels_fit:
+            return {}
+        model, _, _ = self.step
+        weights = {path: getattr(module, "weight", None) for path, module in model.named_modules()}
+        return {
+            path: float(weight.grad.norm() / weight.detach().norm().clamp_min(1e-12))
+            for path, weight in weights.items()
+            if isinstance(weight, nn.Parameter) and weight.grad is not None and weight.ndim > 1
+        }

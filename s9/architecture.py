@@ -12,6 +12,8 @@ import torch
 import torchsummary
 from torch import nn
 
+from netreview.randomness import kept_random_states
+
 OPERATION_COLOURS = {  # by ONNX operator; others are white
     "Conv": "#cfe3f5",
     "Gemm": "#cfe3f5",
@@ -27,11 +29,11 @@ OPERATION_COLOURS = {  # by ONNX operator; others are white
 def layer_summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
     """torchsummary's table of the layers and its totals, for images of `input_size` (C, H, W).
 
-    torchsummary itself runs the model in train mode, which moves BatchNorm's statistics and the random state; here a
-    copy is run, and the random state put back.
+    torchsummary itself runs the model in train mode, which moves BatchNorm's statistics and the random states; here a
+    copy is run, and the random states are put back.
     """
     text = io.StringIO()
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(text):
+    with kept_random_states(), contextlib.redirect_stdout(text):
         torchsummary.summary(copy.deepcopy(model).cpu(), input_size, device="cpu")
     table, _, _ = text.getvalue().partition("Input size (MB)")  # what follows is a guess at memory
     return table.strip("\n")

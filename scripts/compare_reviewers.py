@@ -1,4 +1,4 @@
-"""Runs review.py and torchtest2 over the zoo, side by side, and writes assets/reviewers.json: what each one finds.
+"""Runs netreview and torchtest2 over the zoo, side by side, and writes assets/reviewers.json: what each one finds.
 
 python -m scripts.compare_reviewers
 """
@@ -9,15 +9,15 @@ import warnings
 
 import torch
 import torchtest2
-from zoo import ZOO, Setup
 
 from models import StudentNet
 from netreview import review
 from s9.results import ROOT
+from tests.zoo import ZOO, Setup
 
 
 def ours(setup: Setup) -> list[str]:
-    """The checks of review.py that found something, the worst first, each once."""
+    """The checks of netreview that found something, the worst first, each once."""
     return list(dict.fromkeys(finding.check for finding in review(*setup)))
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     records = []
     for name, check, faulty, healthy in rows:
         record = {"fault": name, "check": check}
-        for reviewer, find in (("review.py", ours), ("torchtest2", theirs)):
+        for reviewer, find in (("netreview", ours), ("torchtest2", theirs)):
             found = find(faulty())
             # What it says of the healthy twin too is not about the fault.
             usual = find(healthy()) if healthy else []

@@ -71,10 +71,10 @@ def fields_table() -> str:
 def reviewers_table() -> str:
     found = _asset("reviewers")
     rows = [
-        [row["fault"], *(", ".join(row[name]) or "nothing" for name in ("review.py", "torchtest2"))]
+        [row["fault"], *(", ".join(row[name]) or "nothing" for name in ("netreview", "torchtest2"))]
         for row in found["faults"]
     ]
-    return table(["fault", "review.py", f"torchtest2 {found['torchtest2']}"], rows)
+    return table(["fault", "netreview", f"torchtest2 {found['torchtest2']}"], rows)
 
 
 def survival_table() -> str:

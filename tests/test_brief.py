@@ -1,5 +1,8 @@
 """check_brief against networks whose answer is known by construction, each of which breaks one rule."""
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +10,10 @@ import torchvision
 from torch import nn
 
 from models import StudentNet
+from s9.architecture import layer_summary
 from s9.brief import check_brief
+
+STUDENT_TABLE = (Path(__file__).parent / "student-summary.txt").read_text()
 
 
 class Fitting(nn.Module):
@@ -109,3 +115,23 @@ def test_the_model_is_left_as_it_was_and_the_table_shows():
     assert "214,651" in str(brief)
     assert str(brief).count("FAIL") == brief._repr_html_().count("FAIL") == 2
     assert "&lt; 200,000" in brief._repr_html_()
+
+
+def test_summary_is_the_students_to_the_letter():
+    assert layer_summary(StudentNet(), (3, 32, 32)) == STUDENT_TABLE.rstrip("\n")
+    assert len([line for line in STUDENT_TABLE.splitlines() if "[-1" in line]) == 57
+
+
+def test_summary_cannot_tell_whether_the_relu_is_applied():
+    assert layer_summary(StudentNet(use_relu=True), (3, 32, 32)) == STUDENT_TABLE.rstrip("\n")
+
+
+def test_summary_touches_neither_the_model_nor_the_random_state(state_of_numpy_and_torch, capsys):
+    model = StudentNet().eval()
+    before, state = copy.deepcopy(model.state_dict()), state_of_numpy_and_torch()
+    layer_summary(model, (3, 32, 32))
+    assert state_of_numpy_and_torch() == state
+    assert not model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert capsys.readouterr().out == ""

@@ -1,5 +1,4 @@
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,29 +8,6 @@ from torch import nn
 
 from models import StudentNet
 from netreview import receptive_field
-from s9.architecture import layer_summary
-
-STUDENT_TABLE = (Path(__file__).parent / "student-summary.txt").read_text()
-
-
-def test_summary_is_the_students_to_the_letter():
-    assert layer_summary(StudentNet(), (3, 32, 32)) == STUDENT_TABLE.rstrip("\n")
-    assert len([line for line in STUDENT_TABLE.splitlines() if "[-1" in line]) == 57
-
-
-def test_summary_cannot_tell_whether_the_relu_is_applied():
-    assert layer_summary(StudentNet(use_relu=True), (3, 32, 32)) == STUDENT_TABLE.rstrip("\n")
-
-
-def test_summary_touches_neither_the_model_nor_the_random_state(state_of_numpy_and_torch, capsys):
-    model = StudentNet().eval()
-    before, state = copy.deepcopy(model.state_dict()), state_of_numpy_and_torch()
-    layer_summary(model, (3, 32, 32))
-    assert state_of_numpy_and_torch() == state
-    assert not model.training
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not any(module._forward_hooks for module in model.modules())
-    assert capsys.readouterr().out == ""
 
 
 def test_receptive_field_of_student():
