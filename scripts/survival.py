@@ -242,4 +242,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.modules["scripts.survival"] = sys.modules["__main__"]
+    __spec__ = None  # or each process would warn that it has this module already
     main()
