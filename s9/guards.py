@@ -7,9 +7,9 @@ import copy
 from collections.abc import Iterator
 
 import torch
-from netreview.traces import tensors_in
 from torch import nn
 
+from netreview.traces import tensors_in
 from s9.data import Data
 from s9.randomness import kept_random_states
 from s9.recipes import Recipe

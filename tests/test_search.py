@@ -1,6 +1,9 @@
+import multiprocessing
+
 import pytest
 import torch
 
+import utils
 from s9.brief import check_brief
 from scripts import candidates, search
 from utils import read_history
@@ -43,3 +46,37 @@ def test_a_refusal_is_one_sentence(monkeypatch, digits, capsys):
     monkeypatch.setattr(search, "load_data", lambda: digits)
     assert search.main(["prototype"]) == 1
     assert "5000 of 1437 training images cannot be held out" in capsys.readouterr().err
+
+
+def _keep_rows(assets, first: int) -> None:
+    search.ASSETS = assets
+    for number in range(first, first + 5):
+        search.keep({"candidate": f"candidate-{number}", "seed": 0, "epochs": 5})
+
+
+def test_trials_that_end_at_the_same_time_lose_no_row(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_keep_rows, args=(tmp_path, first)) for first in (0, 5, 10, 15)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    names = [row["candidate"] for row in search.read_trials(tmp_path / "search.csv")]
+    assert sorted(names) == sorted(f"candidate-{number}" for number in range(20))
+
+
+def test_a_stopped_trial_is_no_row(tmp_path, monkeypatch, digits, capsys):
+    def stop(epoch: int, step: int) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "ASSETS", tmp_path)
+    monkeypatch.setattr(search, "HELD_OUT", 37)
+    monkeypatch.setattr(search, "load_data", lambda: digits)
+    monkeypatch.setattr(search, "train", lambda *args, **options: utils.train(*args, **options, on_step=stop))
+    tiny = candidates.Candidate("tiny", "prototype", lambda: candidates.Stages((1, 8, 1, {}), (1, 8, 4, {})))
+    monkeypatch.setitem(search.CANDIDATES, "tiny", tiny)
+    monkeypatch.chdir(tmp_path)
+    assert search.main(["tiny", "--epochs", "3"]) == 130
+    assert "Stopped after 1 of 3 epochs" in capsys.readouterr().err
+    assert not (tmp_path / "search.csv").exists()
