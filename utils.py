@@ -28,7 +28,7 @@ from s9.data import Data, DataError, check_data, hold_out, subset
 from s9.figures import TEST_COLOUR, TRAIN_COLOUR, new_figure, show_image
 from s9.guards import check_network, count_parameters, first_layer_not_finite, memory_errors_told
 from s9.loading import load_data, read_picture
-from s9.machine import default_device, environment, kept_for_reuse, resolve_precision
+from s9.machine import autocast, default_device, environment, kept_for_reuse, resolve_precision
 from s9.optimizers import make_optimizer
 from s9.processes import Team
 from s9.randomness import epoch_seed, kept_random_states, random_states, seed_all, set_random_states
@@ -238,12 +238,11 @@ class Trainer:
         """One step against the gradient of `loss`; the learning rate that it had."""
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
-        scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        skipped = self.scaler.is_enabled() and self.scaler.get_scale() < scale  # in fp16, where a gradient overflowed
-        if not skipped:
+        if self.scaler.get_scale() >= scale:  # it falls where a gradient overflowed fp16, and no step was taken
             self.scheduler.step()
         return learning_rate
 
@@ -279,9 +278,7 @@ class Trainer:
         set_random_states(state["random"])
 
     def _parts(self) -> dict:
-        return {
-            "model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler
-        }  # fmt: skip
+        return {name: getattr(self, name) for name in ("model", "optimizer", "scheduler", "scaler")}
 
     def print_settings(self) -> None:
         """The head of the log."""
@@ -302,11 +299,6 @@ class Trainer:
     def _print_learning_rate(self) -> None:
         """The line that torch's schedules printed with verbose=True, when they still had it."""
         print(f"Adjusting learning rate of group 0 to {self.optimizer.param_groups[0]['lr']:.4e}.", flush=True)
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Compute in `dtype` where that is safe; nothing for float32."""
-    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluation
@@ -415,12 +407,6 @@ def plot_accuracies(
     axis.grid(alpha=0.3)
     axis.legend(fontsize=12)
     return figure
-
-
-def surest_mistakes(data, predicted: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Indices of the test images that are taken for something else, the most confident mistake first."""
-    wrong = np.flatnonzero(predicted != data.test_labels.numpy())
-    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
 
 
 def plot_mistakes(

@@ -180,6 +180,12 @@ def plot_search(rows: list[dict], caption: str, chosen: str) -> plt.Figure:
     return figure
 
 
+def surest_mistakes(data, predicted: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Indices of the test images that are taken for something else, the most confident mistake first."""
+    wrong = np.flatnonzero(predicted != data.test_labels.numpy())
+    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
+
+
 def plot_attention(
     images: torch.Tensor, maps: np.ndarray, titles: list[str], caption: str, title: str = "Where the network looks"
 ) -> plt.Figure:

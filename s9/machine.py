@@ -46,6 +46,11 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     return {"auto": automatic, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Compute in `dtype` where that is safe; nothing for float32."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
 def environment(data: Data, device: torch.device, dtype: torch.dtype) -> dict:
     """What a measured number depends on besides recipe and network; `dtype` is what was computed in."""
     return {

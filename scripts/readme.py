@@ -11,6 +11,7 @@ import nbformat
 import utils
 from models import S9Net, StudentNet
 from netreview import receptive_field
+from netreview.findings import CHECKS
 from s9.architecture import layer_summary
 from s9.brief import check_brief
 from s9.results import (
@@ -267,6 +268,11 @@ def eight_gpus() -> str:
     )
 
 
+def checks_table() -> str:
+    rows = [[f"`{check.id}`", check.severity, check.doc.rstrip("."), check.advice] for check in CHECKS.values()]
+    return table(["check", "severity", "looks for", "advice"], rows)
+
+
 def _asset(name: str):
     return json.loads((ROOT / "assets" / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -303,17 +309,25 @@ BLOCKS = {
 }
 
 
-def with_blocks(readme: str) -> str:
-    """The README with each block as it should be."""
-    for name, block in BLOCKS.items():
+PAGES = {"README.md": BLOCKS, "docs/review.md": {"checks": checks_table}}
+
+
+def with_blocks(page: str, blocks: dict) -> str:
+    """The text of a page with each of its blocks as it should be.
+
+    Raises:
+        ValueError: a block is not there, or there twice.
+    """
+    for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end of {name} -->)", re.DOTALL)
         content = block()
-        readme, count = pattern.subn(lambda match, content=content: match[1] + content + match[2], readme)
+        page, count = pattern.subn(lambda match, content=content: match[1] + content + match[2], page)
         if count != 1:
-            raise ValueError(f"README.md has {count} blocks named {name!r}, and needs one.")
-    return readme
+            raise ValueError(f"There are {count} blocks named {name!r}, and there should be one.")
+    return page
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(with_blocks(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, blocks in PAGES.items():
+        path = ROOT / name
+        path.write_text(with_blocks(path.read_text(encoding="utf-8"), blocks), encoding="utf-8")

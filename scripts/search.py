@@ -19,12 +19,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from s9.data import DataError, hold_out
+from s9.data import hold_out
 from s9.files import locked, write_whole
 from s9.guards import count_parameters
 from s9.loading import load_data
 from s9.results import ASSETS, SEARCH_EPOCHS
 from scripts.candidates import CANDIDATES
+from scripts.endings import exit_code
 from utils import train
 
 HELD_OUT = 5000
@@ -96,18 +97,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
-    try:
-        for name in given.names:
-            row = try_out(name, given.seed, given.epochs)
-            keep(row)
-            print(row, flush=True)
-    except KeyboardInterrupt as stop:
-        print(str(stop) or "Stopped; the same command resumes.", file=sys.stderr)
-        return 130
-    except (DataError, OSError, ValueError, FloatingPointError, MemoryError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(try_all, given)
+
+
+def try_all(given: argparse.Namespace) -> None:
+    """Train the candidates that the command line names, and keep the row of each."""
+    for name in given.names:
+        row = try_out(name, given.seed, given.epochs)
+        keep(row)
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ def train(root: str, sabotage: str = "") -> None:
         utils.train(Drawing(), utils.load_data("digits"), RECIPE, run="run", root=root, device="cpu", verbose=False)
 
 
-def _die() -> None:
+def die() -> None:
+    """Kill this process at once."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -88,7 +89,7 @@ def _die_in_the_write() -> None:
         saves.append(path)
         if len(saves) == 3:
             write_bytes(path, bytes(content)[: len(content) // 2])
-            _die()
+            die()
         return write_bytes(path, content)
 
     Path.write_bytes = half
@@ -102,7 +103,7 @@ def _die_before_the_rename_to(name: str) -> None:
         if str(names[1]).endswith(name):
             calls.append(names)
             if len(calls) == 3:
-                _die()
+                die()
         replace(*names)
 
     files.os.replace = never

@@ -16,7 +16,7 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 from sklearn.metrics import accuracy_score
 
-from s9.data import Data, DataError, hold_out
+from s9.data import Data, hold_out
 from s9.files import locked, write_whole
 from s9.guards import count_parameters
 from s9.loading import load_data
@@ -24,6 +24,7 @@ from s9.processes import joined
 from s9.recipes import Recipe
 from s9.results import ASSETS
 from s9.weights import save_weights
+from scripts.endings import exit_code
 from scripts.experiments import EXPERIMENTS, Experiment
 from utils import predict, train
 
@@ -210,20 +211,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line: 0 where all went well, 1 where it did not, 130 where it was stopped."""
+    """Run the command line."""
     given = parse(arguments)
-    try:
-        if given.sweep:
-            sweep(given)
-        else:
-            single(given, "python train.py " + " ".join(arguments if arguments is not None else sys.argv[1:]))
-    except KeyboardInterrupt as stop:
-        print(str(stop) or "Stopped; the same command resumes.", file=sys.stderr)
-        return 130
-    except (DataError, ValueError, FloatingPointError, MemoryError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    if given.sweep:
+        return exit_code(sweep, given)
+    return exit_code(single, given, "python train.py " + " ".join(sys.argv[1:] if arguments is None else arguments))
 
 
 if __name__ == "__main__":

@@ -57,4 +57,4 @@ def test_public_functions_have_docstrings(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_read_in_one_sitting(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 460
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450

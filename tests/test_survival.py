@@ -210,7 +210,7 @@ def _load(source: str, root: str, after_bytes: int) -> None:
 
     def half(path: Path, content) -> None:
         write_bytes(path, content[:after_bytes])
-        survival._die()
+        survival.die()
 
     Path.write_bytes = half
     utils.load_data(source, root)
