@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from s9.architecture import layer_summary
 from s9.batches import Batches, augmented_versions, channel_statistics
 from s9.data import Data, DataError, check_data, hold_out, subset
-from s9.figures import TEST_COLOUR, TRAIN_COLOUR, new_figure, show_image
+from s9.figures import TEST_COLOUR, TRAIN_COLOUR, new_figure, show_image, surest_mistakes
 from s9.guards import check_network, count_parameters, first_layer_not_finite, memory_errors_told
 from s9.loading import load_data, read_picture
 from s9.machine import autocast, default_device, environment, kept_for_reuse, resolve_precision
