@@ -11,7 +11,7 @@ from torch import nn
 
 import utils
 from models import StudentNet
-from netreview import RangeTest
+from netreview.rates import RangeTest
 from s9 import architecture, figures
 
 CAPTION = "SomeNet on some data, 12.3 %"
