@@ -23,10 +23,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from s9.architecture import layer_summary
-from s9.batches import Batches, augmented_versions, channel_statistics
+from s9.augmented_batches import Batches, augmented_versions, channel_statistics
 from s9.data import Data, DataError, check_data, hold_out, subset
-from s9.figures import TEST_COLOUR, TRAIN_COLOUR, new_figure, show_image, surest_mistakes
 from s9.guards import check_network, count_parameters, first_layer_not_finite, memory_errors_told
+from s9.lesson_figures import TEST_COLOUR, TRAIN_COLOUR, new_figure, show_image, surest_mistakes
 from s9.loading import load_data, read_picture
 from s9.machine import autocast, default_device, environment, kept_for_reuse, resolve_precision
 from s9.optimizers import make_optimizer
@@ -34,7 +34,7 @@ from s9.processes import Team
 from s9.randomness import epoch_seed, kept_random_states, random_states, seed_all, set_random_states
 from s9.recipes import STUDENT_RECIPE, Recipe, check_recipe_fits
 from s9.results import history_log, read_history, test_line
-from s9.runs import Run, RunError
+from s9.runs import Run, RunError, TrainingStopped
 from s9.schedules import make_scheduler
 from s9.weights import Preprocessing
 
@@ -50,17 +50,6 @@ EVALUATION_BATCH = 1000  # images at a time; only memory and speed depend on it
 
 
 # ------------------------------------------------------------------------------------------------------------ training
-
-
-class TrainingStopped(KeyboardInterrupt):
-    """Ctrl-C, or the notebook's stop button, ended a training; `history` has the epochs that were finished."""
-
-    def __init__(self, message: str, history: list[dict]):
-        super().__init__(message, history)
-        self.history = history
-
-    def __str__(self) -> str:
-        return self.args[0]
 
 
 def train(
@@ -104,8 +93,8 @@ def train(
     device = torch.device(device) if device else default_device()
     check_data(data)
     check_recipe_fits(recipe, data.train_images)
-    check_network(model, data, recipe)
     dtype, team = resolve_precision(recipe.precision, device), Team()
+    check_network(model, data, recipe, team.size if device.type == "cpu" else 1)
     home = None if run is None else Run(Path(root), run, model, data, recipe)
     with kept_random_states(), contextlib.ExitStack() as held:
         seed_all(recipe.seed)
@@ -113,17 +102,20 @@ def train(
         if home:
             team.by_main(lambda: held.enter_context(home.locked()))
             checkpoint = team.by_main(home.load)
-        if checkpoint:  # a run keeps the precision that it began with
-            dtype, history = getattr(torch, checkpoint["precision"]), checkpoint["history"]
+        if checkpoint:
+            began, history = getattr(torch, checkpoint["precision"]), checkpoint["history"]
+            if began != dtype:
+                team.by_main(print, f"{home.folder}: stays in {began}, in which it began, instead of {dtype}.")
+            dtype = began
         trainer = Trainer(model, data, recipe, device, dtype, compile_mode, verbose and team.is_main, on_step)
         surroundings = environment(data, device, dtype)
         if checkpoint:
-            trainer.restore(checkpoint)
+            home.restore(trainer.restore, checkpoint)
             team.by_main(print, f"{home.folder}: {len(history)} of {recipe.epochs} epochs are done, and were loaded.")
         elif home:
             team.by_main(home.save, trainer.state(), history, surroundings)
         trainer.print_settings()
-        state = trainer.state()
+        state, saved = trainer.state(), len(history)
         held.enter_context(kept_for_reuse(device))
         held.enter_context(memory_errors_told(recipe.batch_size))
         try:
@@ -132,8 +124,11 @@ def train(
                 state, history = trainer.state(), [*history, record]
                 if home:
                     team.by_main(home.save, state, history, surroundings)
+                    saved = len(history)
         except KeyboardInterrupt:
             trainer.restore(state)
+            if home and team.is_main and saved < len(history):  # it was stopped while it saved
+                home.save(state, history, surroundings)
             resumes = "; the same call resumes there" if home else ""
             raise TrainingStopped(
                 f"Stopped after {len(history)} of {recipe.epochs} epochs{resumes}.", history
@@ -250,9 +245,13 @@ class Trainer:
         share, _ = self.team.share(len(images))
         with autocast(self.device, self.dtype):
             layer = self.team.first_answer(first_layer_not_finite(self.model, images[share]))
+        advice = ["a lower learning rate", "a longer warm-up"]
+        if self.batches.epoch == 1 and step == 0:  # before the first step these change nothing
+            advice = ["another formula there, since no step was taken before"]
+        advice += ['precision="fp32"'] if self.dtype != torch.float32 else []
         return (
             f"The loss became {loss} in epoch {self.batches.epoch}, batch {step}; {layer or 'the loss itself'} was "
-            'first. Try a lower learning rate, a longer warm-up, or precision="fp32".'
+            f"first. Try {' or '.join(advice)}."
         )
 
     def _test(self) -> dict:
@@ -315,7 +314,8 @@ def test_batches(model: nn.Module, data: Data, device: torch.device) -> Batches:
 def compute_logits(network: Callable, batches: Batches, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, classes) float32 and labels (N,), on the CPU."""
     with autocast(batches.device, dtype):
-        pairs = [(network(images).float(), labels) for images, labels in batches]
+        # Copied, since the next replay of a CUDA graph writes over what the last one gave.
+        pairs = [(network(images).to(torch.float32, copy=True), labels) for images, labels in batches]
     return tuple(torch.cat(part).cpu() for part in zip(*pairs, strict=True))
 
 

@@ -15,13 +15,21 @@ from s9.randomness import kept_random_states
 from s9.recipes import Recipe
 
 
+def detached_copy(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a network that keeps some of its outputs, which copy.deepcopy refuses."""
+    kept = [tensor for module in model.modules() for tensor in tensors_in(vars(module)) if not tensor.is_leaf]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept})
+
+
 def count_parameters(model: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def check_network(model: nn.Module, data: Data, recipe: Recipe) -> None:
+def check_network(model: nn.Module, data: Data, recipe: Recipe, processes: int = 1) -> None:
     """Try the network on two images of the data's shape, in eval and in train mode.
+
+    `processes` share each batch, and each normalises by its own images.
 
     Raises:
         TypeError: it is no network.
@@ -35,11 +43,13 @@ def check_network(model: nn.Module, data: Data, recipe: Recipe) -> None:
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise ValueError("Network: it has no parameters to train.")
     for name, parameter in parameters.items():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"Network: {name} has no shape yet; call the network once on a batch of images.")
         if not parameter.isfinite().all():
             raise ValueError(f"Network: {name} holds NaN or infinite numbers; build the network anew.")
     for training in (False, True):
         _check_output(_outputs(model, data, 2, training), len(data.classes), training)
-    _check_last_batch(model, data, recipe)
+    _check_last_batch(model, data, recipe, processes)
 
 
 def _outputs(model: nn.Module, data: Data, count: int, training: bool):
@@ -48,7 +58,7 @@ def _outputs(model: nn.Module, data: Data, count: int, training: bool):
     images = torch.zeros(count, *data.train_images.shape[1:], device=device)
     try:
         with kept_random_states(), torch.set_grad_enabled(training):
-            return copy.deepcopy(model).train(training)(images)
+            return detached_copy(model).train(training)(images)
     except Exception as error:  # whatever goes wrong in the user's own code
         shape = "×".join(map(str, images.shape[1:]))
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -70,24 +80,28 @@ def _check_output(logits, classes: int, training: bool) -> None:
         raise ValueError("Network: no gradient reaches its output; look for detach, no_grad, argmax or numpy in it.")
 
 
-def _check_last_batch(model: nn.Module, data: Data, recipe: Recipe) -> None:
+def _check_last_batch(model: nn.Module, data: Data, recipe: Recipe, processes: int) -> None:
     """BatchNorm on maps of one pixel cannot normalise a single image."""
     count, size = len(data.train_labels), recipe.batch_size
-    if count % size != 1 and size != 1:
+
+    def leaves_one(size: int) -> bool:
+        return (count % size or size) // processes <= 1  # where there is none, a process takes one with no weight
+
+    if not leaves_one(size):
         return
     try:
         _outputs(model, data, 1, training=True)
     except ValueError as error:
-        better = next(larger for larger in range(size + 1, count + 1) if count % larger != 1)
+        better = next((larger for larger in range(size + 1, count + 1) if not leaves_one(larger)), None)
         raise ValueError(
             f"Recipe: batch_size={size} leaves a batch of a single image, which this network cannot train on; "
-            f"give {better}."
+            + (f"give {better}." if better else "train in fewer processes.")
         ) from error
 
 
 def first_layer_not_finite(model: nn.Module, images: torch.Tensor) -> str | None:
     """The first layer, in the order of the calls, whose output for `images` is not finite, or None."""
-    model, found = copy.deepcopy(model), []
+    model, found = detached_copy(model), []
 
     def watch(name: str, layer: nn.Module) -> None:
         def look(_, inputs, output):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,12 +14,24 @@ from torch import nn
 
 from s9.data import Data
 from s9.files import DamagedError, locked, read_tensors, save_tensors, write_whole
+from s9.guards import detached_copy
 from s9.randomness import kept_random_states, seed_all
 from s9.recipes import Recipe
 
 
 class RunError(ValueError):
     """A kept run cannot be resumed or saved; the message says why, and what to do."""
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """Ctrl-C, or the notebook's stop button, ended a training; `history` has the epochs that were finished."""
+
+    def __init__(self, message: str, history: list[dict]):
+        super().__init__(message, history)
+        self.history = history
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def check_run_name(name: str) -> None:
@@ -55,11 +66,18 @@ class Run:
         Raises:
             RunError: another process is training it, or the folder cannot be written to.
         """
+        with contextlib.ExitStack() as held:
+            with self._usable():
+                try:
+                    held.enter_context(locked(self.folder))
+                except TimeoutError as error:
+                    raise RunError(f"{error} Wait until that has ended, or give this run another name.") from None
+            yield
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
         try:
-            with locked(self.folder):
-                yield
-        except TimeoutError as error:
-            raise RunError(f"{error} Wait until that has ended, or give this run another name.") from None
+            yield
         except OSError as error:
             raise RunError(f"{self.folder} cannot be used for a run ({error.strerror or error}).") from error
 
@@ -69,9 +87,10 @@ class Run:
         A damaged one is set aside, with a line that says so, and the one before it used.
 
         Raises:
-            RunError: the run in this folder is of another recipe, network or data set.
+            RunError: the run in this folder is of another recipe, network or data set, or cannot be read.
         """
-        checkpoint = self._last_whole()
+        with self._usable():
+            checkpoint = self._last_whole()
         if checkpoint is None:
             return None
         kept = checkpoint["identity"]
@@ -82,8 +101,23 @@ class Run:
                     f"{self.folder} holds a run with another {name} ({_difference(kept[name], value)}): "
                     "give this run another name, or delete that folder."
                 )
-        self._write("history.jsonl", _as_lines(checkpoint["history"]))  # which the process may have had no time to
+        with self._usable():  # the process may have had no time to
+            self._write("history.jsonl", _as_lines(checkpoint["history"]))
         return checkpoint
+
+    def restore(self, restore: Callable[[dict], object], checkpoint: dict) -> None:
+        """Call `restore(checkpoint)`.
+
+        Raises:
+            RunError: its parts do not fit those that are to be restored.
+        """
+        try:
+            restore(checkpoint)
+        except Exception as error:  # torch and Python raise any kind, by what is wrong
+            raise RunError(
+                f"{self.folder} holds a checkpoint whose parts do not fit this network and recipe: give this run "
+                "another name, or delete that folder."
+            ) from error
 
     def save(self, state: dict, history: list[dict], environment: dict) -> None:
         """Write the checkpoint beside the last one, which is kept, and then the history.
@@ -126,31 +160,55 @@ def read_checkpoint(path: Path) -> dict:
     """
     checkpoint = read_tensors(path)
     parts = {"identity": dict, "history": list, "model": dict, "random": dict, "precision": str}
-    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), parts[part]) for part in parts):
-        raise DamagedError(f"{path} holds something else than a checkpoint")
     identity = {"network": str, "outputs": list, "data": str, "content": str, "recipe": dict}
-    if not all(isinstance(checkpoint["identity"].get(part), identity[part]) for part in identity):
+    if not _has(checkpoint, parts) or checkpoint["precision"] not in ("float32", "bfloat16", "float16"):
+        raise DamagedError(f"{path} holds something else than a checkpoint")
+    if not _has(checkpoint["identity"], identity):
         raise DamagedError(f"{path} holds something else than a checkpoint of this version")
+    epochs, outputs = checkpoint["history"], checkpoint["identity"]["outputs"]
+    counted = all(_has(record, {"epoch": int}) and record["epoch"] == n for n, record in enumerate(epochs, start=1))
+    if not counted or not all(isinstance(output, float) for output in outputs):
+        raise DamagedError(f"{path} holds something else than a checkpoint")
     return checkpoint
+
+
+def _has(content, kinds: dict[str, type]) -> bool:
+    """Whether `content` is a dict that has all of these, of these kinds."""
+    return isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
 
 
 @torch.no_grad()
 def sample_outputs(model: nn.Module, image_shape: tuple[int, ...]) -> list[float]:
     """What a network computes, whatever its weights: some outputs on fixed images with fixed weights.
 
-    Two networks of the same layers that use them in another way differ here. Taken in eval and in train mode, on the
+    Two networks of the same layers that use them in another way differ here. Taken in train and in eval mode, on the
     CPU, of a copy.
     """
-    model = copy.deepcopy(model).to("cpu", memory_format=torch.channels_last)  # which dropout's masks depend on
+    model = detached_copy(model).to("cpu", memory_format=torch.channels_last)  # which dropout's masks depend on
     generator = torch.Generator().manual_seed(0)
-    for value in model.state_dict().values():
-        if value.is_floating_point():  # positive, since variances are among them
-            value.copy_(torch.rand(value.shape, generator=generator) * 2 / max(1, value[:1].numel()) ** 0.5)
+    for value in model.parameters():  # of both signs, or no ReLU would do anything; He et al.'s size keeps them finite
+        fan_in = value[:1].numel() if value.ndim > 1 else 1
+        value.copy_(torch.randn(value.shape, generator=generator) * (2 / max(1, fan_in)) ** 0.5)
     images = torch.randn(4, *image_shape, generator=generator).to(memory_format=torch.channels_last)
-    with kept_random_states():
+
+    def outputs(training: bool) -> torch.Tensor:
         seed_all(0)
-        outputs = [model.train(mode)(images).double().flatten() for mode in (False, True)]
-    return torch.cat(outputs).tolist()
+        return model.train(training)(images).double().flatten()
+
+    def settle() -> None:
+        """Fix what training moves, such as running statistics; constants stay, since they belong to the network."""
+        for name in moved:
+            buffers[name].copy_(0.5 + torch.rand(buffers[name].shape, generator=generator))  # variances are among them
+
+    with kept_random_states():
+        buffers = {name: value for name, value in model.named_buffers() if value.is_floating_point()}
+        before = {name: value.clone() for name, value in buffers.items()}
+        outputs(training=True)
+        moved = [name for name, value in buffers.items() if not torch.equal(value, before[name])]
+        settle()
+        trained = outputs(training=True)
+        settle()
+        return torch.cat([trained, outputs(training=False)]).tolist()
 
 
 def _checksums(data: Data) -> str:

@@ -32,6 +32,7 @@ def table(titles: list[str], rows: list[list]) -> str:
 
 
 def results_table() -> str:
+    """The table of results."""
     titles = ["run", "network", "parameters", "epochs", "seed", "test accuracy", "test loss", "minutes", "device"]
     rows = [
         [
@@ -53,6 +54,7 @@ def results_table() -> str:
 
 
 def ladder_table() -> str:
+    """The table of ladder."""
     accuracy = {row["run"]: row["test_accuracy"] for row in RESULTS}
     rungs = LADDER | LAST_RUNGS | LADDER  # the rung that is in both keeps what the ladder says of it
     rows, before = [], None
@@ -64,12 +66,14 @@ def ladder_table() -> str:
 
 
 def fields_table() -> str:
+    """The table of fields."""
     rows = [row for row in receptive_field(StudentNet(), (3, 32, 32)) if row.kernel > 1]
     cells = [[row.layer, row.kernel, row.stride, row.dilation, row.receptive_field] for row in rows]
     return table(["layer", "kernel", "stride", "dilation", "pixels seen"], cells)
 
 
 def reviewers_table() -> str:
+    """The table of reviewers."""
     found = _asset("reviewers")
     rows = [
         [row["fault"], *(", ".join(row[name]) or "nothing" for name in ("netreview", "torchtest2"))]
@@ -79,6 +83,7 @@ def reviewers_table() -> str:
 
 
 def survival_table() -> str:
+    """The table of survival."""
     rows = [row for name in ("survival", "nbval") for row in _asset(name)["rows"]]
     return table(
         ["what was tried", "times", "lost"], [[row["tried"], row["times"], row["lost"] or "nothing"] for row in rows]
@@ -86,6 +91,7 @@ def survival_table() -> str:
 
 
 def brief_table() -> str:
+    """The table of brief."""
     accuracy = {row["run"]: row["test_accuracy"] for row in RESULTS}
     student = check_brief(StudentNet(), accuracy["student"])
     s9net = check_brief(S9Net(), accuracy["s9net"])
@@ -98,6 +104,7 @@ def brief_table() -> str:
 
 
 def search_table() -> str:
+    """The table of search."""
     rows = [
         [
             row.candidate,
@@ -117,6 +124,7 @@ def search_table() -> str:
 
 
 def seeds_table() -> str:
+    """The table of seeds."""
     keys = ("test_accuracy", "flip_averaged_accuracy")
     minutes = {
         row["run"]: row["epochs"] * statistics.median(record["seconds"] for record in history(row["run"])) / 60
@@ -144,6 +152,7 @@ def classes_table() -> str:
 
 
 def public_table() -> str:
+    """The table of public."""
     mean = statistics.mean(row["test_accuracy"] for row in SEEDS)
     ours = {
         "solution": f"**S9Net**, mean of {len(SEEDS)} seeds",
@@ -180,11 +189,13 @@ def value_of(bench: str, side: str, case: str = "", unit: str | None = None) -> 
 
 
 def benchmark_row(row: dict, *cells) -> list:
+    """The cells that all tables of benchmarks share."""
     what = row["side"] + (f", {row['case']}" if row["case"] else "")
     return [row["bench"], what, *cells, f"{row['value']:,g} {row['unit']}", f"{row['spread']:,g}", row["n"]]
 
 
 def speed_table() -> str:
+    """The table of speed."""
     rows = []
     for row in benchmarks("feed", "train-student", "train-s9net"):
         if row["unit"] not in ("images/s", "s/epoch"):
@@ -205,6 +216,7 @@ def speed_table() -> str:
 
 
 def same_accuracy_table() -> str:
+    """The table of same accuracy."""
     rows = [
         [row["bench"].removeprefix("train-"), row["side"], row["case"], f"{row['value']:.2f} %", f"`{row['command']}`"]
         for row in benchmarks("train-student", "train-s9net")
@@ -214,6 +226,7 @@ def same_accuracy_table() -> str:
 
 
 def time_to_accuracy_table() -> str:
+    """The table of time to accuracy."""
     reached: dict[str, dict[str, str]] = {}
     for row in benchmarks("time-to-accuracy"):
         run, goal, epochs = re.fullmatch(r"(.+), to (.+ %) in (\d+) epochs", row["case"]).groups()
@@ -224,6 +237,7 @@ def time_to_accuracy_table() -> str:
 
 
 def cost_table() -> str:
+    """The table of cost."""
     names = ("cost-images", "cost-batch", "cost-size")
     memory = {(row["bench"], row["case"]): row for row in benchmarks(*names) if row["unit"] == "MB"}
     rows = []
@@ -235,6 +249,7 @@ def cost_table() -> str:
 
 
 def processes_table() -> str:
+    """The table of processes."""
     rows = [[row["case"], f"{row['value']:g}", f"{row['spread']:g}", row["n"]] for row in benchmarks("ddp")]
     return table(["processes", "seconds an epoch", "spread", "n"], rows)
 
@@ -269,6 +284,7 @@ def eight_gpus() -> str:
 
 
 def checks_table() -> str:
+    """The checks of the review, from their registry."""
     rows = [[f"`{check.id}`", check.severity, check.doc.rstrip("."), check.advice] for check in CHECKS.values()]
     return table(["check", "severity", "looks for", "advice"], rows)
 
@@ -278,10 +294,12 @@ def _asset(name: str):
 
 
 def history(run: str) -> list[dict]:
+    """The history of a recorded run."""
     return utils.read_history(ROOT / "assets" / "runs" / f"{run}.jsonl")
 
 
 def fenced(text: str) -> str:
+    """A block of code in Markdown."""
     return f"```\n{text.strip()}\n```"
 
 

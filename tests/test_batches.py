@@ -7,7 +7,7 @@ from torchvision.transforms.v2 import Normalize
 from tqdm import tqdm
 
 import utils
-from s9.batches import to_device
+from s9.augmented_batches import to_device
 from s9.randomness import epoch_seed
 from utils import Batches, Recipe, channel_statistics
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import S9Net, StudentNet
 from s9.layers import Conv2d, Dropout
@@ -146,3 +147,29 @@ def test_networks_export_in_train_mode(name):
     model = NETWORKS[name]().train()
     exported = torch.export.export(model, (torch.randn(4, 3, 32, 32),), strict=False).module()
     assert exported(torch.randn(4, 3, 32, 32)).shape == (4, 10)
+
+
+def test_train_and_eval_mode_give_the_same_layout():
+    """What follows may take a view of it."""
+    layer = Conv2d(6, 6, 3, padding=2, dilation=2, groups=6)
+    for x in (torch.ones(4, 6, 8, 8), torch.ones(2, 6, 9, 7).to(memory_format=torch.channels_last)):
+        assert layer.train()(x).stride() == layer.eval()(x).stride()
+    assert layer.train()(torch.ones(4, 6, 8, 8)).view(4, -1).shape == (4, 384)
+
+
+def test_dropout_under_tracers_and_transforms_is_torchs():
+    layer, x = Dropout(0.5).train(), torch.ones(8, 3, 16, 16)
+    masks = torch.vmap(layer, randomness="different")(x)
+    assert not torch.equal(masks[0], masks[1])
+    with FakeTensorMode():
+        assert layer(torch.ones(3, 3)).shape == (3, 3)
+    exported = torch.export.export(layer, (x,), strict=False).module()
+    assert not torch.equal(exported(x), exported(x))  # no mask is baked in
+
+
+@pytest.mark.parametrize("p", [1e-6, 0.9999])
+def test_dropout_of_nearly_nothing_and_nearly_everything_keeps_the_mean(p):
+    torch.manual_seed(0)
+    n = 4_000_000
+    mean = Dropout(p).train()(torch.ones(n)).mean().item()
+    assert abs(mean - 1) < 5 * (p / (1 - p) / n) ** 0.5  # five deviations

@@ -16,6 +16,7 @@ from torch import nn
 import utils
 from s9 import loading as dataset
 from s9.files import save_tensors
+from s9.guards import check_network
 from s9.runs import RunError, read_checkpoint
 from scripts import survival
 from scripts.survival import PROCESSES, Drawing, content, run, same, start
@@ -110,6 +111,35 @@ def test_the_stop_button_ends_a_run_cleanly_and_the_next_call_resumes(tmp_path, 
     assert not model.training
     assert len(quiet(Drawing(), digits, survival.RECIPE, tmp_path)) == 6
     assert same(content(tmp_path), expected)
+
+
+def test_stopped_while_it_saves_a_run_has_the_epochs_that_it_tells(tmp_path, digits, expected, monkeypatch):
+    rename, checkpoints = os.replace, []
+
+    def interrupted(source, target) -> None:
+        if Path(target).name == "checkpoint.pt":
+            checkpoints.append(target)
+            if len(checkpoints) == 3:  # of the second epoch
+                raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    torch.manual_seed(0)
+    with pytest.raises(utils.TrainingStopped, match="after 2 of 6 epochs"):
+        quiet(Drawing(), digits, survival.RECIPE, tmp_path)
+    assert len(content(tmp_path)["history"]) == 2
+    assert len(quiet(Drawing(), digits, survival.RECIPE, tmp_path)) == 6
+    assert same(content(tmp_path), expected)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("sketch.png"), TimeoutError("a host")])
+def test_errors_of_the_callers_own_stay_what_they_are(error, tmp_path, digits):
+    def fail(*_) -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        quiet(Drawing(), digits, survival.RECIPE, tmp_path, on_step=fail)
+    assert raised.value is error
 
 
 def test_control_c_in_a_terminal_leaves_a_whole_checkpoint(tmp_path, expected):
@@ -337,6 +367,16 @@ def test_files_of_the_users_own_in_a_runs_folder_stay(digits, tmp_path):
     assert (tmp_path / "run" / "backup.tmp").is_dir()
 
 
+def test_a_last_batch_of_one_image_for_each_of_several_processes(digits):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3072, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
+    data, recipe = utils.subset(digits, 131), utils.Recipe(batch_size=64)
+    check_network(network, data, recipe)
+    with pytest.raises(ValueError, match=r"batch_size=64 leaves a batch of a single image.*give 66"):
+        check_network(network, data, recipe, processes=2)
+    with pytest.raises(ValueError, match="train in fewer processes"):
+        check_network(network, data, recipe, processes=100)
+
+
 def test_a_run_that_cannot_be_written_says_so(digits, tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(RunError, match="run cannot be used for a run"):
@@ -355,6 +395,44 @@ def test_crafted_checkpoints_are_set_aside(content, digits, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "holds something else than a checkpoint" in said
     assert "weights_only" not in said
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "nn"}, {"history": ["a"]}, {"history": [{"epoch": 2}]}, {"identity": {"outputs": ["a"]}},
+        {"identity": {"outputs": [{}]}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_checkpoints_with_odd_parts_are_set_aside(changes, digits, tmp_path, capsys):
+    recipe = replace(survival.RECIPE, epochs=1)
+    quiet(Drawing(), digits, recipe, tmp_path)
+    path = tmp_path / "run" / "checkpoint.pt"
+    checkpoint = read_checkpoint(path)
+    changes = changes | {"identity": checkpoint["identity"] | changes.get("identity", {})}
+    save_tensors(checkpoint | changes, path)
+    assert len(quiet(Drawing(), digits, recipe, tmp_path)) == 1
+    assert "checkpoint.pt holds something else than a checkpoint; it was set aside" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "scheduler", "scaler", "random"])
+@pytest.mark.parametrize("value", [{}, {"state": 3}])
+def test_checkpoints_whose_parts_do_not_fit_are_refused(part, value, digits, tmp_path):
+    recipe = replace(survival.RECIPE, epochs=1)
+    quiet(Drawing(), digits, recipe, tmp_path)
+    path = tmp_path / "run" / "checkpoint.pt"
+    save_tensors(read_checkpoint(path) | {part: value}, path)
+    if part in ("scheduler", "scaler"):  # torch takes any state of a schedule, and none of a scaler that is off
+        quiet(Drawing(), digits, recipe, tmp_path)
+        return
+    with pytest.raises(RunError, match="run holds a checkpoint whose parts do not fit this network and recipe"):
+        quiet(Drawing(), digits, recipe, tmp_path)
+
+
+def test_a_network_whose_shapes_are_not_known_yet_is_refused(digits, tmp_path):
+    with pytest.raises(ValueError, match=r"1\.weight has no shape yet; call the network once"):
+        quiet(nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), digits, survival.RECIPE, tmp_path)
 
 
 def test_every_flipped_bit_in_a_checkpoint_is_noticed(digits, tmp_path):

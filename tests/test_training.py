@@ -19,7 +19,7 @@ from s9 import recipes
 from s9.files import write_whole
 from s9.optimizers import make_optimizer
 from s9.randomness import epoch_seed
-from s9.runs import read_checkpoint
+from s9.runs import read_checkpoint, sample_outputs
 from s9.weights import Preprocessing
 from utils import Batches, Recipe, train
 
@@ -317,6 +317,82 @@ def test_a_network_that_computes_something_else_is_another(random_data, tmp_path
     quiet(Rectified(False), random_data, TINY, run="mine", root=tmp_path)
 
 
+class Deep(nn.Module):
+    """Convolutions with a ReLU behind each but `without`."""
+
+    def __init__(self, depth: int, norm: type[nn.Module], without: int | None = None):
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(8 if i else 3, 8, 3, padding=1) for i in range(depth))
+        self.norms = nn.ModuleList(norm(8) for _ in range(depth))
+        self.last, self.without = nn.Linear(8, 2), without
+
+    def forward(self, x):
+        for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            x = norm(convolution(x))
+            x = x if i == self.without else x.relu()
+        return self.last(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.Identity])
+@pytest.mark.parametrize("depth", [3, 12, 40])
+def test_every_relu_that_is_left_out_is_noticed(depth, norm):
+    whole = torch.tensor(sample_outputs(Deep(depth, norm), (3, 32, 32)))
+    assert whole.isfinite().all()
+    for without in (0, depth // 2, depth - 1):
+        other = torch.tensor(sample_outputs(Deep(depth, norm, without), (3, 32, 32)))
+        assert (other - whole).abs().max() > 0.005 * whole.abs().max()  # a run is refused from 0.001 on
+
+
+class Scaled(nn.Module):
+    """Multiplies by a constant that is no parameter."""
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.linear = nn.Linear(3072, 2)
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, x):
+        return self.linear(self.scale * x.flatten(1))
+
+
+def test_a_constant_belongs_to_what_a_network_computes():
+    assert sample_outputs(Scaled(1.0), (3, 32, 32)) != sample_outputs(Scaled(-1.0), (3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        small_net,
+        lambda: nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(3072, 2))),
+        lambda: nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(3072, 2))),
+    ],
+    ids=["BatchNorm", "spectral norm", "weight norm"],
+)
+def test_training_does_not_make_it_another_network(build, random_data):
+    model = build()
+    before = sample_outputs(model, (3, 32, 32))
+    quiet(model, random_data, TINY)
+    assert sample_outputs(model, (3, 32, 32)) == before
+
+
+class Keeping(nn.Module):
+    """Keeps its feature map, for figures."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3072, 2)
+
+    def forward(self, x):
+        self.map = self.linear(x.flatten(1))
+        return self.map
+
+
+def test_a_network_that_keeps_its_feature_map_and_was_called_before_trains(random_data, tmp_path):
+    model = Keeping()
+    model(torch.zeros(2, 3, 32, 32))
+    assert len(quiet(model, random_data, TINY, run="mine", root=tmp_path)) == 3
+
+
 def test_images_permuted_from_numpys_layout_are_the_same_data(random_data, tmp_path):
     """Not contiguous in memory."""
     permuted = random_data._replace(
@@ -333,7 +409,9 @@ def test_a_resumed_run_keeps_the_precision_that_it_began_with(random_data, tmp_p
         quiet(small_net(), random_data, recipe, run="mine", root=tmp_path, on_step=stop_at(1))
     monkeypatch.setattr(utils, "resolve_precision", lambda precision, device: torch.float32)
     train(small_net(), random_data, recipe, run="mine", root=tmp_path, device="cpu")
-    assert "Device: cpu, bfloat16" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Device: cpu, bfloat16" in said
+    assert "mine: stays in torch.bfloat16, in which it began, instead of torch.float32." in said
     assert json.loads((tmp_path / "mine" / "environment.json").read_text())["precision"] == "bfloat16"
 
 
@@ -361,8 +439,28 @@ def test_compiled_training_gives_the_same(random_data):
 
 
 def test_a_diverging_loss_is_told(random_data):
-    with pytest.raises(FloatingPointError, match="lower learning rate"):
+    with pytest.raises(FloatingPointError, match="lower learning rate") as error:
         quiet(nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), random_data, replace(TINY, learning_rate=1e38))
+    assert "fp32" not in str(error.value)  # which it was in
+
+
+class Root(nn.Module):
+    """Takes the root of what is negative in any picture that is not black."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3072, 2)
+
+    def forward(self, x):
+        return self.linear((-x.flatten(1).square()).sqrt())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_before_the_first_step_the_learning_rate_is_not_blamed(random_data, precision):
+    with pytest.raises(FloatingPointError, match=r"epoch 1, batch 0; layer linear \(Linear\) was first") as error:
+        quiet(Root(), random_data, replace(TINY, precision=precision))
+    assert "learning rate" not in str(error.value)
+    assert ("fp32" in str(error.value)) == (precision == "bf16")
 
 
 def test_training_prints_in_the_students_form(random_data, capsys):
