@@ -26,10 +26,14 @@ class DamagedError(ValueError):
 def unfinished(folder: Path) -> Iterator[Path]:
     """A new temporary folder of the kit's own, on the file system of `folder`; it is gone afterwards."""
     home = folder / UNFINISHED
-    home.mkdir(exist_ok=True)
+    temporary = None
+    while temporary is None:
+        home.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has just removed the empty folder
+            temporary = tempfile.TemporaryDirectory(dir=home)
     try:
-        with tempfile.TemporaryDirectory(dir=home) as temporary:
-            yield Path(temporary)
+        with temporary as path:
+            yield Path(path)
     finally:
         with contextlib.suppress(OSError):  # something else is still in it
             home.rmdir()

@@ -200,6 +200,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for option in ("seeds", "jobs", "dask"):
         if getattr(given, option) is not None and not given.sweep:
             parser.error(f"--{option} is for a --sweep")
+    if given.record and given.validation is not None:
+        parser.error("--record is for runs that are tested on the test images, not with --validation")
     if given.weights and not given.record:
         parser.error("--weights goes with --record")
     if given.dask and given.jobs:

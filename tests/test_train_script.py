@@ -282,6 +282,7 @@ def test_recorders_at_the_same_time_lose_no_row(tmp_path):
         (["student", "--jobs", "2"], "--jobs is for a --sweep"),
         (["student", "--dask", "tcp://nowhere:1"], "--dask is for a --sweep"),
         (["student", "--weights"], "--weights goes with --record"),
+        (["student", "--record", "--validation", "37"], "not with --validation"),
         (["--sweep", "student", "--weights"], "does not go with --run, --record or --weights"),
         (["--sweep", "student", "--set", "seed=9"], "given by --seeds"),
         (["--sweep", "student", "--jobs", "0"], "--jobs 0 does nothing"),
