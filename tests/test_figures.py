@@ -12,7 +12,8 @@ from torch import nn
 import utils
 from models import StudentNet
 from netreview.rates import RangeTest
-from s9 import architecture, figures
+from s9 import architecture
+from s9 import lesson_figures as figures
 
 CAPTION = "SomeNet on some data, 12.3 %"
 
