@@ -7,7 +7,6 @@ from torch import nn
 
 from netreview.findings import Found, check
 from netreview.subject import Subject
-from netreview.traces import tensors_in
 
 AFFINE_TOLERANCE = 1e-4
 
@@ -19,7 +18,7 @@ AFFINE_TOLERANCE = 1e-4
 )
 def affine_network(subject: Subject):
     """Whether the logits of a + b - c are those of a, plus those of b, minus those of c."""
-    excess = _superposition_excess(subject.settled, subject.images)
+    excess = _superposition_excess(subject)
     evaluated, _ = subject.traces
     live = evaluated.live
     structure = all(
@@ -37,14 +36,13 @@ def affine_network(subject: Subject):
         yield Found("", evidence, severity=None if structure else "warning")
 
 
-@torch.no_grad()
-def _superposition_excess(model: nn.Module, images: torch.Tensor) -> float | None:
+def _superposition_excess(subject: Subject) -> float | None:
     """How far the logits are from affine, as a share of their spread; None where they have none."""
-    images = images.to(next((p.dtype for p in model.parameters()), images.dtype))
-    a, b, c = (images[start:][: max(1, min(8, len(images) // 3))] for start in (0, len(images) // 3, len(images) // 2))
-    count = min(map(len, (a, b, c)))
-    a, b, c = a[:count], b[:count], c[:count].flip(3)
-    whole, *parts = (_free_of_shift(tensors_in(model(x))[0]) for x in (a + b - c, a, b, c))
+    images, model = subject.settled_images, subject.settled
+    count = min(8, len(images) // 3) or 1
+    a, b, c = (images[start:][:count] for start in (0, len(images) // 3, len(images) // 2))
+    c = c.flip(-1)
+    whole, *parts = (_free_of_shift(subject.rows(x, model)) for x in (a + b - c, a, b, c))
     spread = (parts[0] - parts[2]).abs().max()
     if not spread > 1e-12 * parts[0].abs().max():
         return None

@@ -1,106 +1,102 @@
 """Checks of what comes out, and of a step of training."""
 
-import copy
 import math
 
 import torch
-from torch import nn
 
+from netreview.basics import batchnorms
+from netreview.copies import DoesNotRun, copied
 from netreview.findings import Found, check
-from netreview.subject import Subject
-from netreview.traces import tensors_in, trace
+from netreview.losses import Loss
+from netreview.subject import Subject, awakened
+from netreview.traces import Operation
+
+RECTIFIED = ("relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "clamp_min_", "threshold")
 
 
-@check(
-    "input-scale",
-    "warning",
-    advice="Normalise the images: subtract each channel's mean and divide by its standard deviation.",
-)
-def input_scale(subject: Subject):
-    """Images that are not normalised."""
-    images = subject.images
-    low, high, mean = float(images.min()), float(images.max()), float(images.mean())
-    if high > 20 or (low >= 0 and mean > 0.15):
-        evidence = f"The images run from {low:.3g} to {high:.3g}, with a mean of {mean:.3g}."
-        yield Found("", evidence)
-
-
-@check(
-    "label-range",
-    "error",
-    advice="Number the classes from 0, and give the network as many outputs as there are classes.",
-)
-def label_range(subject: Subject):
-    """Labels that are no classes of the network."""
-    labels, output = subject.labels, subject.outputs(training=False)
-    if not subject.labels_fit:
-        yield Found("", f"Labels run from {int(labels.min())} to {int(labels.max())}, for {output.shape[1]} outputs.")
-
-
-@torch.no_grad()
 @check(
     "batch-leak",
     "error",
     advice="Keep the first axis for the images: look for a view, permute or softmax that mixes them.",
+    unless=("unregistered-parameter",),
 )
-@torch.no_grad()
 def batch_leak(subject: Subject):
-    """Whether an image's logits change with the images beside it, in eval mode."""
-    model, images = subject.settled, subject.settled_images[:32]
-    half = len(images) // 2
-    # The others become their own negatives, in the other order: a change that no layer overlooks.
-    others = torch.cat([images[:half], -2 * images[half:].flip(0)])
-    before, after = (tensors_in(model(x))[0][:half] for x in (images, others))
-    scale = before.abs().max()
-    change = float((after - before).abs().max() / scale) if scale > 0 else 0.0
-    if not change < 1e-5:
-        evidence = f"In eval mode the logits of an image change by {100 * change:.2g} % when its neighbours do."
-        yield Found("", evidence)
-
-
-@check("double-softmax", "error", advice="Return logits, without softmax: this loss takes the softmax itself.")
-def double_softmax(subject: Subject):
-    """Probabilities where the loss takes logits."""
-    output = subject.outputs(training=True)
-    sums = output.sum(1)
-    are_probabilities = (output >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
-    if are_probabilities and subject.labels_fit:
-        shifted = subject.loss_fn(output + 3, subject.labels)
-        if torch.allclose(shifted, subject.loss_fn(output, subject.labels), atol=1e-5):
-            evidence = "All outputs are positive and sum to 1, and the loss does not change when 3 is added to them."
+    """Whether an image's logits depend on the images beside it, in eval mode: asked with an image of NaN."""
+    images = subject.images
+    rows = len(subject.picked(subject.run(images)))
+    if rows != len(images):
+        yield Found("", f"{len(images)} images go in, and {rows} rows of logits come out.")
+        return
+    for spoilt in (0, len(images) - 1):  # what goes along the batch in one direction is seen from one end only
+        changed = images.clone()
+        changed[spoilt] = float("nan")
+        try:
+            reached = ~subject.logits(subject.run(changed)).isfinite().all(1)
+        except DoesNotRun:  # it does not take NaN
+            return
+        others = int(reached.sum()) - int(reached[spoilt])
+        if others:
+            evidence = f"In eval mode, an image of NaN makes the logits of {others} of {len(images) - 1} others NaN."
             yield Found("", evidence)
+            return
 
 
-@check("constant-output", "error", advice="Every image gets the same answer: look for a layer that loses its input.")
+@check(
+    "stuck-at-zero",
+    "error",
+    advice="Start one of the layers in a row from random weights: of two that are zero neither gets a gradient.",
+)
+def stuck_at_zero(subject: Subject):
+    """Weights that are zero, and stay zero, as no gradient gets to them."""
+    model, _, loss = subject.step
+    zeros = [
+        name
+        for name, p in model.named_parameters()
+        if not name.endswith("bias") and p.requires_grad and not p.any() and p.grad is not None and not p.grad.any()
+    ]
+    if not zeros or not loss.isfinite():
+        return
+    trained = copied(model)
+    optimizer = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        trained, _, _ = subject._step(trained)
+        optimizer.step()
+    stuck = [name for name in zeros if not trained.get_parameter(name).any()]
+    for where in dict.fromkeys(name.rpartition(".")[0] for name in stuck):
+        yield Found(where, "All its weights are 0, and after three steps of training they still are.")
+
+
+@check(
+    "constant-output",
+    "error",
+    advice="Every image gets the same answer: look for a layer that loses its input.",
+    unless=("batch-leak", "nothing-trainable", "stuck-at-zero"),
+)
 def constant_output(subject: Subject):
     """Outputs that ignore the image."""
-    model, images = copy.deepcopy(subject.settled), subject.settled_images
-    for parameter in model.parameters():
-        if parameter.ndim > 1 and not parameter.any():  # a layer that starts from zero is not at fault
-            nn.init.normal_(parameter, std=0.01)
-    with torch.no_grad():
-        logits = tensors_in(model(images))[0]
+    model, images = copied(subject.settled), subject.settled_images
+    awakened(model)  # a layer that starts from zero is not at fault
+    logits = subject.logits(subject.run(images, model=model))
     spread = float((logits.max(0).values - logits.min(0).values).max() / logits.abs().max().clamp_min(1e-30))
     if spread < 100 * torch.finfo(logits.dtype).eps:
-        evidence = f"Over {len(images)} images no logit changes by more than {spread:.0e} of the largest."
-        yield Found("", evidence)
+        yield Found("", f"Over {len(images)} images no logit changes by more than {spread:.0e} of the largest.")
 
 
 @check(
     "dead-activation",
     "warning",
     advice="Lower the learning rate or the biases, or normalise: these units are off for every image.",
+    unless=("stuck-at-zero",),
 )
 def dead_activations(subject: Subject):
     """Rectified layers most of whose channels are off for all images."""
-    recorded = trace(subject.model, subject.images[:64], training=True)
-    rectified = ("relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "clamp_min_", "threshold")
-    for operation in recorded.operations:
-        if operation.name in rectified and operation.images and operation.outputs:
+    for operation in subject.trained.operations:
+        if operation.name in RECTIFIED and operation.images and operation.outputs:
             output = operation.outputs[0].tensor
             channels = output.transpose(0, 1).flatten(1) if output.ndim > 1 else output[None]
             dead = float((channels <= 0).all(1).float().mean())
-            if dead > 0.5:
+            starts_from_zero = not operation.images[0].tensor.any() and not operation.name.endswith("_")
+            if dead > 0.8 and len(channels) > 1 and not starts_from_zero:
                 evidence = f"{100 * dead:.0f} % of {len(channels)} channels are 0 for every image."
                 yield Found(operation.where, evidence)
 
@@ -109,10 +105,11 @@ def dead_activations(subject: Subject):
     "vanishing-gradient",
     "warning",
     advice="Use ReLU, normalisation or residual connections: hardly any gradient gets to this layer.",
+    unless=("stuck-at-zero", "loss-without-gradient", "frozen-by-detach", "dead-activation"),
 )
 def vanishing_gradients(subject: Subject):
     """Layers that hardly any gradient gets to, against the size of their weights."""
-    sizes = subject.gradients
+    sizes = subject.gradients if subject.labels_fit else {}
     for path, size in sizes.items():
         if size < 1e-6 and size < 1e-3 * max(sizes.values()):
             yield Found(path, _ratio(size, sizes))
@@ -124,11 +121,19 @@ def vanishing_gradients(subject: Subject):
     advice="Normalise, or scale down the initial weights: this layer's gradient is far too large.",
 )
 def exploding_gradients(subject: Subject):
-    """Layers whose gradient is far larger than their weights."""
-    sizes = subject.gradients
+    """Layers whose gradient is far larger than their weights, where no normalisation makes up for it."""
+    sizes = subject.gradients if subject.labels_fit else {}
+    normalised = {op.where for op in subject.trained.operations if op.is_layer and _norm_follows(subject, op)}
+    # A loss that is a sum over the images has gradients as many times as large.
+    usual = max(1.0, (Loss(subject).guess or 1.0) / math.log(subject.classes)) if sizes else 1.0
     for path, size in sizes.items():
-        if not size < 1e2:
+        if not size < 1e2 * usual and path not in normalised:
             yield Found(path, _ratio(size, sizes))
+
+
+def _norm_follows(subject: Subject, operation: Operation) -> bool:
+    users = subject.trained.consumers.get(operation.outputs[0], []) if operation.outputs else []
+    return bool(users) and all(user.is_norm for user in users)
 
 
 def _ratio(size: float, sizes: dict[str, float]) -> str:
@@ -136,65 +141,22 @@ def _ratio(size: float, sizes: dict[str, float]) -> str:
 
 
 @check(
-    "initial-loss",
-    "warning",
-    advice="Check that loss, output and labels belong together, and the scale of the last layer's weights.",
-)
-def initial_loss(subject: Subject):
-    """A first loss that no network with these classes should have."""
-    if not subject.labels_fit:
-        return
-    _, output, loss = subject.step
-    chance = math.log(output.shape[1])
-    accuracy = float((output.argmax(1) == subject.labels).float().mean())
-    too_low = loss < 0.5 * chance and accuracy < min(1.0, 2 / output.shape[1])
-    if not loss < 2 * chance or too_low:
-        evidence = (
-            f"The loss is {float(loss):.3g} and {100 * accuracy:.0f} % are right; guessing has a loss of "
-            f"ln({output.shape[1]}) = {chance:.3g}."
-        )
-        yield Found("", evidence)
-
-
-@check(
     "eval-mode-gap",
     "warning",
     advice="Look at BatchNorm (momentum, batch size) and at what else differs between train and eval mode.",
+    unless=("batchnorm-settings",),
 )
 def eval_mode_gap(subject: Subject):
-    """Accuracy with BatchNorm in train and in eval mode, once it has seen a batch; dropout is off in both."""
-    norms = [module for module in subject.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    """Accuracy with BatchNorm's stored statistics, and with those of these images."""
+    norms = [norm for _, norm in batchnorms(subject.model) if norm.track_running_stats]
     if not norms or not subject.labels_fit or not all(norm.num_batches_tracked for norm in norms):
         return
-    model = copy.deepcopy(subject.model).train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
-    with torch.no_grad():
-        trained = tensors_in(model(subject.images))[0]
-    accuracies = [
-        float((logits.argmax(1) == subject.labels).float().mean()) for logits in (trained, subject.outputs(False))
-    ]
+    stored = subject.outputs(training=False)
+    fresh = subject.logits(subject.run(subject.settled_images, model=subject.settled))
+    accuracies = [subject.accuracy(logits) for logits in (fresh, stored)]
     if abs(accuracies[0] - accuracies[1]) > 0.15:
         percent = [f"{100 * accuracy:.0f} %" for accuracy in accuracies]
-        evidence = f"{percent[0]} are right in train mode without dropout, {percent[1]} in eval mode."
+        evidence = (
+            f"{percent[0]} are right with BatchNorm's statistics of these images, {percent[1]} with the stored ones."
+        )
         yield Found("", evidence)
-
-
-@check(
-    "optimizer-misses-parameters",
-    "error",
-    advice="Build the optimiser from model.parameters(), after the last layer is added.",
-)
-def optimizer_misses(subject: Subject):
-    """Parameters that the optimiser does not have."""
-    if subject.optimizer is None:
-        return
-    held = {id(parameter) for group in subject.optimizer.param_groups for parameter in group["params"]}
-    missed = [
-        name for name, parameter in subject.original.named_parameters()
-        if parameter.requires_grad and id(parameter) not in held
-    ]  # fmt: skip
-    if missed:
-        evidence = f"{len(missed)} parameters are not among the optimiser's, the first {missed[0]}."
-        yield Found(missed[0].rpartition(".")[0], evidence)

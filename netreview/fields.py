@@ -43,8 +43,8 @@ def receptive_field(model: nn.Module, input_size: tuple[int, int, int]) -> list[
     Raises:
         ValueError: an operation enlarges or moves the map, or the output does not depend on the image.
     """
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    recorded = trace(model, torch.zeros(1, *input_size, device=device))
+    like = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.zeros(()))
+    recorded = trace(model, torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
     fields, rows = {}, []
     for operation in recorded.operations:
         if operation.images:

@@ -71,6 +71,8 @@ class Check(NamedTuple):
     severity: str
     advice: str
     finds: Callable[..., Iterable[Found]]
+    unless: tuple[str, ...]  # ids or severities: where there are such findings already, they are the cause
+    stops: bool  # whether nothing else can be asked where it finds something
 
     @property
     def doc(self) -> str:
@@ -85,11 +87,11 @@ class Check(NamedTuple):
 CHECKS: dict[str, Check] = {}  # by id, in the order in which they are asked
 
 
-def check(id: str, severity: str, advice: str) -> Callable:
+def check(id: str, severity: str, advice: str, unless: tuple[str, ...] = (), stops: bool = False) -> Callable:
     """Register a function from a Subject to what it finds; its docstring's first line says what it looks for."""
 
     def register(finds: Callable[..., Iterable[Found]]) -> Check:
-        CHECKS[id] = Check(id, severity, advice, finds)
+        CHECKS[id] = Check(id, severity, advice, finds, unless, stops)
         return CHECKS[id]
 
     return register

@@ -22,6 +22,16 @@ def review_history(history: list[dict]) -> Findings:
             f"The training loss was {first['train_loss']:.3g}, at best {min(losses):.3g}, and is {losses[-1]:.3g}."
         )
         findings.append(Finding("divergence", "error", "", evidence, "Lower the learning rate, or warm it up."))
+    if train < 1 and losses[-1] < 0.3 * losses[0]:
+        evidence = f"The training loss falls to {losses[-1]:.3g}, and the accuracy stays at {train:.1f} %."
+        advice = "Look at how hits are counted: argmax(1), .sum().item(), and a division of floats, not of integers."
+        return Findings([*findings, Finding("accuracy-not-counted", "error", "", evidence, advice)])
+    tested = [record["test_accuracy"] for record in history]
+    if train > 80 and train > 3 * test and max(tested) - min(tested) < 5:
+        advice = (
+            "Prepare the test images as the training images are: the same classes in the same order, the same scale."
+        )
+        return Findings([*findings, Finding("test-set-differs", "error", "", numbers, advice)])
     if train - test > 10:
         advice = "Augment the images, smooth the labels, or use weight decay."
         findings.append(Finding("overfitting", "warning", "", numbers, advice))

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from netreview import affine, behaviour, rates, structure
-from netreview.findings import CHECKS, Finding, Findings
+from netreview import affine, basics, behaviour, inputs, losses, rates, residuals, settings, structure
+from netreview.copies import DoesNotRun
+from netreview.findings import CHECKS, Check, Finding, Findings
 from netreview.randomness import kept_random_states
-from netreview.subject import Subject
+from netreview.subject import Subject, Unanswerable
 
 # The order of the questions, which is that of their findings: what causes others first.
-_MODULES = [module.__name__ for module in (structure, affine, behaviour, rates)]
+_CHECKING = (basics, inputs, losses, structure, residuals, affine, settings, behaviour, rates)
+_MODULES = [module.__name__ for module in _CHECKING]
 _ORDER = sorted(CHECKS.values(), key=lambda check: _MODULES.index(check.finds.__module__))
 
 
@@ -27,9 +30,9 @@ def review(
 
     Args:
         model: from `images` to logits (N, classes).
-        images: float (N, C, H, W), as the network gets them; 32 to 256 of them, of all classes.
-        labels: int64 (N,).
-        loss_fn: from logits and labels to a number.
+        images: (N, C, H, W), or (N, features), as the network gets them; 32 to 256 of them, of all classes, shuffled.
+        labels: (N,), or as `loss_fn` takes them; arrays of numpy will do, too.
+        loss_fn: from logits, or all that the model returns, and labels to a number.
         optimizer: of the model's parameters; without it what concerns the optimiser is not checked.
 
     All work is done on copies, and the random states are put back: model, mode, gradients, buffers and optimiser are
@@ -38,12 +41,30 @@ def review(
     Raises:
         ValueError: `images` and `labels` do not fit each other.
     """
-    if images.ndim != 4 or labels.shape != images.shape[:1] or len(images) < 2:
-        raise ValueError("review: give float images (N, C, H, W) and labels (N,), at least two of each.")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"review: the model is a {type(model).__name__}, and has to be an nn.Module.")
+    if np.ndim(images) < 2 or len(images) != len(labels) or len(images) < 2:
+        raise ValueError("review: give images (N, C, H, W) and labels (N,), at least two of each.")
     with kept_random_states():
         subject = Subject(model, images, labels, loss_fn, optimizer)
-        output = subject.outputs(training=False)
-        if output.ndim != 2 or len(output) != len(images):
-            evidence = f"{len(images)} images go in, and an output of shape {tuple(output.shape)} comes out."
-            return Findings([Finding("batch-leak", "error", "", evidence, CHECKS["batch-leak"].advice)])
-        return Findings(finding for check in _ORDER for finding in check(subject))
+        findings: list[Finding] = []
+        for check in _ORDER:
+            if not any(found.check in check.unless or found.severity in check.unless for found in findings):
+                new = [finding for finding in _asked(check, subject) if finding not in findings]
+                findings += new
+                if new and check.stops:
+                    break
+        return Findings(findings)
+
+
+def _asked(check: Check, subject: Subject) -> list[Finding]:
+    """What a check finds; where it cannot be made, that."""
+    try:
+        return list(check(subject))
+    except Unanswerable:
+        return []
+    except DoesNotRun as error:
+        return [Finding("does-not-run", "error", error.where, str(error), CHECKS["does-not-run"].advice)]
+    except Exception as error:  # one check that fails takes nothing from the others
+        evidence = f"The check {check.id} could not be made: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return [Finding("not-checked", "note", "", evidence, "Nothing is known to be wrong: look at this yourself.")]

@@ -5,10 +5,11 @@ import math
 import torch
 from torch import nn
 
+from netreview.copies import DoesNotRun
 from netreview.fields import receptive_field
 from netreview.findings import Found, check
 from netreview.subject import Subject
-from netreview.traces import Operation, Trace, Value
+from netreview.traces import Operation, Value
 
 
 @check(
@@ -48,30 +49,61 @@ def unregistered(subject: Subject):
     advice="Use what this module returns: as it is, its result is dropped and the module does nothing.",
 )
 def discarded(subject: Subject):
-    """Modules whose result nothing uses."""
+    """Results of modules, functions and methods that nothing uses."""
     evaluated, trained = subject.traces
-    called_in_training = {path for path, _ in trained.calls}
+    called_in_training = {call.path for call in trained.calls}
     found: dict[str, list[bool]] = {}
     for recorded, paths in ((trained, None), (evaluated, called_in_training)):
         live = recorded.live
-        for path, values in recorded.calls:
-            if values and (paths is None or path not in paths):
-                found.setdefault(path, []).append(any(value in live for value in values))
+        for call in recorded.calls:
+            if call.outputs and (paths is None or call.path not in paths):
+                found.setdefault(call.path, []).append(any(value in live for value in call.outputs))
     outermost: list[str] = []
     for path in sorted(found, key=lambda path: path.count(".")):
-        dropped = found[path].count(False)
-        if dropped and not any(path.startswith(f"{outer}.") for outer in outermost):
+        if not all(found[path]) and not any(path.startswith(f"{outer}.") for outer in outermost):
             outermost.append(path)
     for path in (path for path in found if path in outermost):
         dropped, kind = found[path].count(False), type(subject.model.get_submodule(path)).__name__
-        evidence = f"{kind}: {dropped} of {len(found[path])} results never reach the output."
-        yield Found(path, evidence)
+        yield Found(path, f"{kind}: {dropped} of {len(found[path])} results never reach the output.")
+    for operation in _dropped_functions(subject):
+        name = "dropout" if operation.is_dropout else operation.name.replace("native_", "").strip("_")
+        shape = tuple(operation.outputs[0].tensor.shape)
+        if not any(f"{operation.where}.".startswith(f"{outer}.") for outer in outermost):
+            advice = f"Use what {name} returns: written alone on a line, it changes nothing."
+            yield Found(operation.where, f"{name}: its result, of shape {shape}, never reaches the output.", advice)
+
+
+# Functions that change what goes through a network, and are not called to look at it.
+WORKS = {
+    "relu", "leaky_relu", "elu", "gelu", "silu", "mish", "hardtanh", "hardswish", "hardsigmoid", "softplus",
+    "_prelu_kernel", "_softmax", "_log_softmax", "sigmoid", "tanh", "native_dropout", "native_batch_norm",
+    "native_layer_norm", "native_group_norm", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d",
+    "convolution", "addmm", "add", "sub", "mul", "div", "cat", "clamp", "clamp_min", "constant_pad_nd", "pow", "exp",
+    "permute", "transpose",
+}  # fmt: skip
+
+
+def _dropped_functions(subject: Subject) -> list[Operation]:
+    """Operations on whole maps or features, in the user's own code, whose result is used by nothing at all."""
+    recorded = subject.trained
+    used = {value for operation in recorded.operations for value in operation.inputs} | recorded.live
+    own = {path for path, module in subject.model.named_modules() if not type(module).__module__.startswith("torch.")}
+    return [
+        operation
+        for operation in recorded.operations
+        if operation.name in WORKS
+        and operation.where in own
+        and operation.images
+        and not any(value in used for value in operation.outputs)
+        and operation.outputs[0].tensor.shape[:1] == operation.images[0].tensor.shape[:1]
+        and operation.outputs[0].tensor.numel() > len(operation.outputs[0].tensor)
+    ]
 
 
 @check("unused-module", "warning", advice="Call this module in forward, or delete it.")
 def unused(subject: Subject):
     """Modules that no forward pass calls, and whose weights it does not use in another way."""
-    used = {path for recorded in subject.traces for path, _ in recorded.calls}
+    used = {call.path for recorded in subject.traces for call in recorded.calls}
     for recorded in subject.traces:
         live = recorded.live
         used |= {value.name.rpartition(".")[0] for value in live if value.name}
@@ -79,10 +111,10 @@ def unused(subject: Subject):
     for path, module in subject.model.named_modules():
         inside = [f"{path}.{name}".rstrip(".") for name, _ in module.named_modules()]
         if path and not used & set(inside) and not any(path.startswith(f"{outer}.") for outer in reported):
-            if not list(module.modules())[1:] and isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential):
-                continue  # an empty container
-            reported.append(path)
             count = sum(parameter.numel() for parameter in module.parameters())
+            if not count:  # a loss, an activation, an empty container
+                continue
+            reported.append(path)
             evidence = f"{type(module).__name__}, {count:,} parameters, is never called."
             yield Found(path, evidence)
 
@@ -91,13 +123,14 @@ def unused(subject: Subject):
     "frozen-by-detach",
     "error",
     advice="Remove what cuts the graph behind this layer, such as detach or no_grad: it gets no gradient.",
+    unless=("loss-without-gradient",),
 )
 def detached(subject: Subject):
     """Parameters that the output depends on and that get no gradient all the same."""
     model, _, _ = subject.step
     _, trained = subject.traces
     # Auxiliary outputs, of which the loss knows nothing, do not count.
-    live = {value.name for value in Trace(trained.operations, outputs=trained.outputs[:1]).live}
+    live = {value.name for value in trained.reaching([subject.logits_of(trained)])}
     frozen = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None and name in live]
     if frozen:
         where = frozen[-1].rpartition(".")[0]
@@ -137,8 +170,8 @@ def _judge_pair(first: Operation, second: Operation) -> Found:
     evidence = f"{spent:,} parameters in this layer and {second.where}, where one layer takes {merged:,}."
     if groups1 > 1 and size2 == 1:
         advice = "A depthwise layer with its pointwise one is usual; an activation between them is worth a try."
-    elif spent <= merged and middle < min(inputs, outputs):
-        advice = "A narrow layer without activation between two wide ones saves parameters, and may well be meant."
+    elif middle < min(inputs, outputs):
+        advice = "A narrow layer without activation between two wide ones may well be meant: MobileNet v2 has many."
     else:
         return Found(first.where, evidence)
     return Found(first.where, evidence, advice, "note")
@@ -227,9 +260,11 @@ def small_maps(subject: Subject):
 def small_field(subject: Subject):
     """A receptive field, before a pooling of whole maps, that is smaller than the image."""
     size = tuple(subject.images.shape[1:])
+    if len(size) != 3 or len(subject.few) != 2:
+        return
     try:
         rows = receptive_field(subject.model, size)
-    except ValueError:  # it cannot be followed through this network
+    except (ValueError, DoesNotRun):  # it cannot be followed through this network, or does not take one blank image
         return
     recorded, _ = subject.traces
     layers = {operation.where for operation in recorded.operations if operation.name == "convolution"}

@@ -1,12 +1,18 @@
 """Records which operation made what from what in one forward pass."""
 
-import copy
+import dataclasses
 import functools
+import types
+from collections import UserDict
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from netreview.copies import copied, located
+from netreview.randomness import kept_random_states
 
 LAYERS = ("convolution", "addmm", "mm", "bmm")  # multiply by weights, where those do not depend on the image
 NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm")
@@ -27,6 +33,7 @@ class Value:
     tensor: torch.Tensor
     from_image: bool = False  # whether it depends on the image
     name: str = ""  # of a parameter or buffer of the model
+    is_drawn: bool = False  # whether it holds random numbers
 
 
 @dataclass(eq=False)
@@ -38,6 +45,7 @@ class Operation:
     args: tuple
     inputs: list[Value]
     outputs: list[Value]
+    is_random: bool = False  # whether it draws random numbers
 
     @property
     def images(self) -> list[Value]:
@@ -48,6 +56,11 @@ class Operation:
     def is_layer(self) -> bool:
         """Whether it multiplies what depends on the image by weights that do not."""
         return self.name in LAYERS and len(self.images) == 1
+
+    @property
+    def is_dropout(self) -> bool:
+        """Whether it drops: on a CPU this is a product with a mask that was drawn."""
+        return self.name == "native_dropout" or (self.name == "mul" and any(value.is_drawn for value in self.inputs))
 
     @property
     def is_norm(self) -> bool:
@@ -64,17 +77,34 @@ class Operation:
 
 
 @dataclass
+class Call:
+    """One call of a module."""
+
+    path: str
+    inputs: list[Value]
+    start: int  # how many operations there were before it
+    end: int = 0  # and after it
+    outputs: list[Value] = field(default_factory=list)
+
+
+@dataclass
 class Trace:
-    """A forward pass: all operations in their order, all calls of modules, and what came out."""
+    """A forward pass: all operations in their order, all calls of modules that ended, and what came out."""
 
     operations: list[Operation] = field(default_factory=list)
-    calls: list[tuple[str, list[Value]]] = field(default_factory=list)  # path of a module, and what it returned
+    calls: list[Call] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
+    kept: list[Value] = field(default_factory=list)  # tensors that modules keep as attributes
+    result: object = None  # what the network returned
 
     @functools.cached_property
     def live(self) -> set[Value]:
-        """All values that the outputs depend on."""
-        reached = set(self.outputs)
+        """All values that the outputs, or what modules keep, depend on."""
+        return self.reaching([*self.outputs, *self.kept])
+
+    def reaching(self, ends: list[Value]) -> set[Value]:
+        """All values that some values depend on, and these."""
+        reached = set(ends)
         for operation in reversed(self.operations):
             if any(value in reached for value in operation.outputs):
                 reached.update(operation.inputs)
@@ -101,12 +131,28 @@ def trace(model: nn.Module, images: torch.Tensor, training: bool = False) -> Tra
     Follows tensors, not source text: functional calls, in-place operations, tuples, views and modules that are used
     twice are all seen as what they compute.
     """
-    model = copy.deepcopy(model).train(training)
-    recorder = _Recorder(model, images)
-    with torch.no_grad(), recorder:
-        output = model(images)
-    recorder.trace.outputs = [recorder.value_of(tensor) for tensor in tensors_in(output)]
+    model, images = copied(model).train(training), images.clone()
+    with torch.no_grad(), kept_random_states(), located(model):
+        if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
+            model(images.clone())
+        before = {id(tensor) for tensor in _kept(model)}
+        with _Recorder(model, images) as recorder:
+            recorder.trace.result = model(images)
+    recorder.trace.outputs = [recorder.value_of(tensor) for tensor in tensors_in(recorder.trace.result)]
+    recorder.trace.kept = [recorder.value_of(tensor) for tensor in _kept(model) if id(tensor) not in before]
     return recorder.trace
+
+
+def _kept(model: nn.Module) -> list[torch.Tensor]:
+    """The tensors that modules hold, other than parameters and buffers."""
+    skip = ("_modules", "_parameters", "_buffers")
+    return [
+        tensor
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if name not in skip
+        for tensor in tensors_in(value)
+    ]
 
 
 class _Recorder(TorchDispatchMode):
@@ -118,13 +164,20 @@ class _Recorder(TorchDispatchMode):
         self._set(images, Value(images, from_image=True))
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._set(tensor, Value(tensor, name=name))
-        self.inside = [""]
+        self.inside = [Call("", [], 0)]
         for name, module in model.named_modules():
-            module.register_forward_pre_hook(lambda *_, name=name: self.inside.append(name))
-            module.register_forward_hook(self._called)
+            if not isinstance(module, torch.jit.ScriptModule):  # these take no hooks
+                module.register_forward_pre_hook(functools.partial(self._entered, name), with_kwargs=True)
+                module.register_forward_hook(self._left)
 
-    def _called(self, module, inputs, output) -> None:
-        self.trace.calls.append((self.inside.pop(), [self.value_of(tensor) for tensor in tensors_in(output)]))
+    def _entered(self, name, module, inputs, named_inputs) -> None:
+        values = [self.value_of(tensor) for tensor in tensors_in([inputs, named_inputs])]
+        self.inside.append(Call(name, values, len(self.trace.operations)))
+
+    def _left(self, module, inputs, output) -> None:
+        call = self.inside.pop()
+        call.end, call.outputs = len(self.trace.operations), [self.value_of(tensor) for tensor in tensors_in(output)]
+        self.trace.calls.append(call)
 
     def _set(self, tensor: torch.Tensor, value: Value) -> None:
         if id(tensor) not in self.values:
@@ -145,29 +198,37 @@ class _Recorder(TorchDispatchMode):
         if function._schema.is_mutable:  # all that shares memory with what was written to has changed too
             for argument, value in zip(function._schema.arguments, args, strict=False):
                 if argument.alias_info and argument.alias_info.is_write and isinstance(value, torch.Tensor):
-                    relatives = self.by_memory[_memory(value)]
+                    relatives = self.by_memory.get(_memory(value), [])
                     inputs += [self.values[id(relative)] for relative in relatives]
                     results += relatives
         inputs = list(dict.fromkeys(inputs))
+        name, is_random = function.overloadpacket.__name__, torch.Tag.nondeterministic_seeded in function.tags
+        is_drawn = is_random or (name == "div_" and any(value.is_drawn for value in inputs))
         outputs = []
         for tensor in {id(tensor): tensor for tensor in results}.values():
             if tensor.shape != (0,):  # the statistics that BatchNorm does not compute in eval mode
-                outputs.append(Value(tensor, any(value.from_image for value in inputs)))
+                outputs.append(Value(tensor, any(value.from_image for value in inputs), is_drawn=is_drawn))
                 self._set(tensor, outputs[-1])
-        name = function.overloadpacket.__name__
-        self.trace.operations.append(Operation(name, self.inside[-1], args, inputs, outputs))
+        self.trace.operations.append(Operation(name, self.inside[-1].path, args, inputs, outputs, is_random))
         return output
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() or -id(tensor)  # an empty tensor has none
+    try:
+        return tensor.untyped_storage().data_ptr() or -id(tensor)  # an empty tensor has none
+    except (NotImplementedError, RuntimeError):  # a sparse tensor has none either
+        return -id(tensor)
 
 
 def tensors_in(values) -> list[torch.Tensor]:
-    """The tensors in nested lists, tuples and dictionaries."""
+    """The tensors in nested lists, tuples, dictionaries, dataclasses and namespaces."""
     if isinstance(values, torch.Tensor):
         return [values]
-    if isinstance(values, dict):
+    if dataclasses.is_dataclass(values) and not isinstance(values, type):
+        values = [getattr(values, entry.name) for entry in dataclasses.fields(values)]
+    if isinstance(values, types.SimpleNamespace):
+        values = vars(values)
+    if isinstance(values, dict | UserDict):
         values = list(values.values())
     return [tensor for value in values for tensor in tensors_in(value)] if isinstance(values, list | tuple) else []
 

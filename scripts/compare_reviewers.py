@@ -22,12 +22,15 @@ def ours(setup: Setup) -> list[str]:
 
 
 def theirs(setup: Setup) -> list[str]:
-    """The checks of torchtest2 that failed or warned."""
+    """The checks of torchtest2 that failed or warned; where it cannot go on, the error it raises."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = torchtest2.check_model(
-            setup.model, setup.images, setup.labels, loss_fn=setup.loss_fn, optimizer=setup.optimizer
-        )
+        try:
+            report = torchtest2.check_model(
+                setup.model, setup.images, setup.labels, loss_fn=setup.loss_fn, optimizer=setup.optimizer
+            )
+        except Exception as error:
+            return [f"raises {type(error).__name__}"]
     return [result.name for result in report.results if result.status.name in ("FAIL", "FAILED", "WARN", "WARNING")]
 
 

@@ -150,6 +150,9 @@ def epochs(train, test, loss, test_loss=None):
         (epochs([30, 38, 39], [31, 38, 40], [2.0, 1.8, 1.7]), {"underfitting"}),
         (epochs([50, 70, 80], [55, 77, 86], [1.5, 0.8, 0.6]), {"over-regularised"}),
         (epochs([50, 60, 15], [50, 55, 11], [1.5, 0.8, float("nan")]), {"divergence", "underfitting"}),
+        (epochs([0, 0, 0], [0, 0, 0], [1.5, 0.3, 0.02]), {"accuracy-not-counted"}),
+        (epochs([65, 82, 95], [12, 10, 10], [1.5, 0.5, 0.1]), {"test-set-differs"}),
+        ([], set()),
         (epochs([80] * 8, [78] * 8, [1.0, 0.9, 0.8, 0.7, 0.65, 0.6, 0.6, 0.6], [1.0] * 8), {"plateau"}),
     ],
 )

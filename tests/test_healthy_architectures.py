@@ -86,3 +86,11 @@ def test_after_a_few_steps(name):
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
     assert not errors(model, images, labels, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("name", ["AlexNet", "SqueezeNet", "DenseNet", "EfficientNet", "ConvNeXt", "ViT", "Swin"])
+def test_no_warning_either(name):
+    """Of those whose maps are not too small at these sizes."""
+    build, size = ARCHITECTURES[name]
+    torch.manual_seed(0)
+    assert not [str(finding) for finding in review(build(4), *batch(size)) if finding.severity == "warning"]

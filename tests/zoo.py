@@ -367,14 +367,13 @@ def many_sigmoids(broken):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 64), between(), *layers, nn.Linear(64, CLASSES))
 
 
-@fault("exploding-gradient", "conv1")
-def tiny_weights_before_a_norm(broken):
-    model = Net()
+@fault("exploding-gradient", "1")
+def large_weights_and_no_norm(broken):
+    layers = [layer for _ in range(6) for layer in (nn.Linear(64, 64), nn.ReLU())]
     if broken:
-        with torch.no_grad():
-            model.conv1.weight *= 1e-3
-        model.norm1.eps = 1e-12
-    return model
+        for layer in layers[::2]:
+            nn.init.normal_(layer.weight, std=1.0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 64), nn.ReLU(), *layers, nn.Linear(64, CLASSES))
 
 
 @fault("initial-loss")
@@ -386,7 +385,7 @@ def last_layer_far_too_large(broken):
     return model
 
 
-@fault("initial-loss")
+@fault("loss-mismatch")
 def negative_log_likelihood_of_logits(broken):
     return Setup(Net(), *pictures(), loss_fn=F.nll_loss if broken else F.cross_entropy)
 
@@ -423,7 +422,7 @@ def batchnorm_that_never_updates(broken):
     model, (images, labels) = Net(), pictures()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and broken:
-            module.momentum = 0.0
+            module.momentum = 1e-6
             module.running_mean += 1
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(60):
@@ -433,6 +432,15 @@ def batchnorm_that_never_updates(broken):
     return Setup(model, images, labels)
 
 
+@fault("batchnorm-settings", "norm1")
+def batchnorm_of_no_momentum(broken):
+    model = Net()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and broken:
+            module.momentum = 0.0
+    return model
+
+
 def with_rate(rate: float) -> Setup:
     model = Net()
     return Setup(model, *pictures(), optimizer=torch.optim.SGD(model.parameters(), lr=rate))
@@ -440,9 +448,287 @@ def with_rate(rate: float) -> Setup:
 
 @fault("learning-rate")
 def rate_far_too_low(broken):
-    return with_rate(1e-5 if broken else 0.05)
+    return with_rate(1e-6 if broken else 0.05)
 
 
 @fault("learning-rate")
 def rate_far_too_high(broken):
     return with_rate(20.0 if broken else 0.05)
+
+
+# Of kinds that people reported of their own networks.
+
+
+@fault("discarded-output", "")
+def function_written_alone_on_a_line(broken):
+    def stem(self, x):
+        x = self.norm1(self.conv1(x))
+        F.relu(x)
+        return F.silu(x)
+
+    return net_with(broken, stem=stem)
+
+
+@fault("discarded-output", "")
+def dropout_function_written_alone_on_a_line(broken):
+    def stem(self, x):
+        x = Net.stem(self, x)
+        F.dropout(x, 0.1, self.training)
+        return x
+
+    return net_with(broken, stem=stem)
+
+
+@fault("loss-mismatch")
+def relu_on_logits(broken):
+    return net_with(broken, forward=lambda self, x: F.relu(Net.forward(self, x)))
+
+
+@fault("loss-mismatch")
+def softmax_before_nll(broken):
+    def forward(self, x):
+        return Net.forward(self, x).softmax(1) if broken else Net.forward(self, x).log_softmax(1)
+
+    return Setup(net_with(True, forward=forward), *pictures(), loss_fn=F.nll_loss)
+
+
+def one_hot_bce(output, labels):
+    return F.binary_cross_entropy_with_logits(output, F.one_hot(labels, CLASSES).float())
+
+
+@fault("double-softmax")
+def sigmoid_before_bce_with_logits(broken):
+    model = net_with(broken, forward=lambda self, x: Net.forward(self, x).sigmoid())
+    return Setup(model, *pictures(), loss_fn=one_hot_bce)
+
+
+@fault("loss-without-gradient")
+def loss_of_argmax(broken):
+    def loss(output, labels):
+        return (output.argmax(1).float() - labels).square().mean().requires_grad_()
+
+    return Setup(Net(), *pictures(), loss_fn=loss if broken else F.cross_entropy)
+
+
+class Residual(nn.Module):
+    def __init__(self, add, inplace=False):
+        super().__init__()
+        self.body = nn.Sequential(nn.ReLU(inplace), conv(8, 8), nn.BatchNorm2d(8))
+        self.add = add
+
+    def forward(self, x):
+        return self.add(x, self.body(x))
+
+
+class WithBlock(Net):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def stem(self, x):
+        return self.block(self.norm1(self.conv1(x)))
+
+
+@fault("adds-itself", "block")
+def residual_block_that_adds_its_output_to_itself(broken):
+    return WithBlock(Residual((lambda x, y: y + y) if broken else torch.add))
+
+
+@fault("shortcut-overwritten", "block.body.0")
+def in_place_activation_on_the_shortcut(broken):
+    return WithBlock(Residual(torch.add, inplace=broken))
+
+
+@fault("shared-module", "block")
+def one_block_four_times(broken):
+    blocks = [Residual(torch.add)] * 3 if broken else [Residual(torch.add) for _ in range(3)]
+    return WithBlock(nn.Sequential(*blocks))
+
+
+@fault("shared-norm", "norm2")
+def one_batchnorm_for_two_places(broken):
+    class Twice(Net):
+        def __init__(self):
+            super().__init__()
+            self.conv3, self.norm3 = conv(16, 16), nn.BatchNorm2d(16)
+
+        def tail(self, x):
+            x = self.relu(self.norm2(self.conv2(x)))
+            x = self.relu((self.norm2 if broken else self.norm3)(self.conv3(x)))
+            return self.head(self.unit(x).flatten(1))
+
+    model = Twice()
+    if broken:
+        del model.norm3
+    return model
+
+
+@fault("side-output", "drop")
+def dropout_of_what_is_returned_beside_the_logits(broken):
+    def forward(self, x):
+        x = self.unit(self.relu(self.norm2(self.conv2(self.stem(x))))).flatten(1)
+        embedding = self.drop(x)
+        return {"embedding": embedding, "logits": self.head(x if broken else embedding)}
+
+    return net_with(True, forward=forward)
+
+
+@fault("unread-attribute", "conv1.weight")
+def requires_grad_misspelt(broken):
+    model = Net()
+    setattr(model.conv1.weight, "require_grad" if broken else "requires_grad", False)
+    return model
+
+
+@fault("unread-attribute", "unit")
+def requires_grad_of_a_module(broken):
+    model = Net()
+    if broken:
+        model.unit.requires_grad = False
+    else:
+        model.unit.requires_grad_(False)
+    return model
+
+
+@fault("dropout-settings", "drop")
+def dropout_of_what_was_to_be_kept(broken):
+    model = Net()
+    model.drop.p = 0.9 if broken else 0.1
+    return model
+
+
+@fault("left-in-eval-mode")
+def training_goes_on_in_eval_mode(broken):
+    model = Net().train(not broken)
+    return Setup(model, *pictures(), optimizer=torch.optim.SGD(model.parameters(), lr=0.05))
+
+
+@fault("optimizer-settings")
+def weight_decay_that_takes_all(broken):
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.5 if broken else 5e-4)
+    return Setup(model, *pictures(), optimizer=optimizer)
+
+
+@fault("optimizer-settings", "group 1")
+def group_with_a_rate_of_zero(broken):
+    model = Net()
+    head = {"params": model.head.parameters(), "lr": 0.0 if broken else 0.01}
+    body = [p for name, p in model.named_parameters() if not name.startswith("head")]
+    return Setup(model, *pictures(), optimizer=torch.optim.SGD([{"params": body}, head], lr=0.05))
+
+
+@fault("optimizer-settings")
+def betas_the_wrong_way_round(broken):
+    model = Net()
+    betas = (0.999, 0.9) if broken else (0.9, 0.999)
+    return Setup(model, *pictures(), optimizer=torch.optim.Adam(model.parameters(), betas=betas))
+
+
+@fault("optimizer-settings")
+def rate_set_on_the_optimiser_itself(broken):
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    if broken:
+        optimizer.lr = 0.01
+    return Setup(model, *pictures(), optimizer=optimizer)
+
+
+@fault("spare-outputs")
+def head_of_another_data_set(broken):
+    model = Net()
+    model.head = nn.Linear(256, 100 if broken else CLASSES)
+    images, labels = pictures()
+    return Setup(model, images.flip(0), labels.flip(0))
+
+
+@fault("nothing-trainable")
+def head_frozen_too(broken):
+    model = Net().requires_grad_(False)
+    model.head.requires_grad_(not broken)
+    return model
+
+
+@fault("not-finite", "head")
+def weights_of_nan(broken):
+    model = Net()
+    if broken:
+        nn.init.constant_(model.head.weight, float("nan"))
+    return model
+
+
+@fault("stuck-at-zero", "block.body.1")
+def branch_of_zeros(broken):
+    model = WithBlock(Residual(torch.add))
+    nn.init.zeros_(model.block.body[2].weight)
+    if broken:
+        nn.init.zeros_(model.block.body[1].weight)
+    return model
+
+
+@fault("random-in-eval")
+def dropout_function_that_is_always_on(broken):
+    return net_with(broken, stem=lambda self, x: F.dropout(Net.stem(self, x), 0.1))
+
+
+@fault("fixed-batch-size", "position")
+def parameter_of_the_batchs_size(broken):
+    class Positioned(Net):
+        def __init__(self):
+            super().__init__()
+            self.position = nn.Parameter(torch.zeros(COUNT if broken else 1, 8, SIZE, SIZE))
+
+        def stem(self, x):
+            return super().stem(x) + self.position
+
+    return Positioned()
+
+
+@fault("does-not-run", "head")
+def head_of_the_wrong_width(broken):
+    model = Net()
+    model.head = nn.Linear(255 if broken else 256, CLASSES)
+    return model
+
+
+@fault("wrong-type", "conv1")
+def images_of_whole_numbers(broken):
+    images, labels = pictures()
+    return Setup(Net(), (images * 20 + 100).byte() if broken else images, labels)
+
+
+@fault("label-type")
+def labels_as_floats(broken):
+    images, labels = pictures()
+    return Setup(Net(), images, labels.float() if broken else labels)
+
+
+@fault("output-shape")
+def head_without_flatten(broken):
+    layers = [unit(3, 8), nn.AdaptiveAvgPool2d(1), conv(8, CLASSES, kernel=1, bias=True)]
+    return nn.Sequential(*layers, *([] if broken else [nn.Flatten()]))
+
+
+def smooth_pictures() -> tuple[torch.Tensor, torch.Tensor]:
+    """Coloured images in which neighbours are alike, as in photographs."""
+    images, labels = pictures()
+    colours = torch.randn(COUNT, 3, 2, 2, generator=torch.Generator().manual_seed(2))
+    images = 0.1 * images + F.interpolate(colours, size=SIZE, mode="bilinear")
+    return (images - images.mean((0, 2, 3), keepdim=True)) / images.std((0, 2, 3), keepdim=True), labels
+
+
+@fault("scrambled-image")
+def channels_moved_by_reshape(broken):
+    images, labels = smooth_pictures()
+    if broken:
+        images = images.permute(0, 2, 3, 1).reshape(COUNT, 3, SIZE, SIZE)
+    return Setup(Net(), images, labels)
+
+
+@fault("channels-last", "0")
+def channels_behind(broken):
+    images, labels = smooth_pictures()
+    layers = [nn.Conv2d(SIZE if broken else 3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return Setup(
+        nn.Sequential(*layers, nn.Linear(8, CLASSES)), images.permute(0, 2, 3, 1) if broken else images, labels
+    )
