@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-UNFINISHED = ".s9-unfinished"  # the kit's own folder for what is not whole yet, beside what it becomes
+UNFINISHED = ".s9-unfinished-"  # begins the names of the kit's own temporary folders, and of nothing else
 SEAL = b"crc32 "
 
 
@@ -25,18 +25,8 @@ class DamagedError(ValueError):
 @contextlib.contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
     """A new temporary folder of the kit's own, on the file system of `folder`; it is gone afterwards."""
-    home = folder / UNFINISHED
-    temporary = None
-    while temporary is None:
-        home.mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another process has just removed the empty folder
-            temporary = tempfile.TemporaryDirectory(dir=home)
-    try:
-        with temporary as path:
-            yield Path(path)
-    finally:
-        with contextlib.suppress(OSError):  # something else is still in it
-            home.rmdir()
+    with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as temporary:
+        yield Path(temporary)
 
 
 def write_whole(path: Path, write: Callable[[Path], object], previous: Path | None = None) -> None:
@@ -75,13 +65,21 @@ def locked(folder: Path, seconds: float = 0) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / "lock", timeout=seconds):
-            left = folder / UNFINISHED
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
+        with FileLock(folder / ".s9-lock", timeout=seconds):  # not "lock": some filelocks empty what is there
+            for left in folder.glob(f"{UNFINISHED}*"):
+                if not left.is_symlink():
+                    shutil.rmtree(left, ignore_errors=True)
             yield
     except Timeout:
         raise TimeoutError(f"{folder} is in use by another process.") from None
+
+
+@contextlib.contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Hold one file while it is read, changed and written; others wait, and what is beside it stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".s9-lock-{path.name}")):
+        yield
 
 
 def save_tensors(content, path: Path, previous: Path | None = None) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import lzma
 import os
 import pickle
 import socket
 import tarfile
+import tempfile
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +24,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.utils import check_md5, download_url
 
 from s9.data import Data, DataError, check_data
-from s9.files import DamagedError, locked, read_tensors, save_tensors, unfinished
+from s9.files import locked, read_tensors, save_tensors, unfinished
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of its training images, in 0..1
@@ -59,8 +61,12 @@ def load_data(source: str | Path | None = None, root: str | Path = "data") -> Da
     source = source or os.environ.get("S9_DATA_DIR")
     if source == "digits":
         return _load_digits()
+    if root.exists() and not root.is_dir():
+        raise DataError(f"{root} cannot be used as the folder of the data: it is a file.")
     try:
-        with locked(root, seconds=-1):  # a second process waits for what the first one downloads or decodes
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):  # where nothing can be written, no process is in another's way
+                held.enter_context(locked(root, seconds=-1))  # waits for what another one downloads or decodes
             if source:
                 return _load_cached(Path(source), root)
             archive = root / CIFAR10_ARCHIVE
@@ -68,8 +74,6 @@ def load_data(source: str | Path | None = None, root: str | Path = "data") -> Da
                 return _load_cached(root / CIFAR10_FOLDER, root)
             if not archive.exists():
                 _download_cifar10(root)
-            elif not check_md5(archive, CIFAR10_MD5):
-                raise DataError(f"{archive} is not the archive of CIFAR-10, or not whole: delete it and get it again.")
             return _load_cached(archive, root)
     except OSError as error:
         raise DataError(f"{error.filename or root} cannot be used ({error.strerror or error}).") from error
@@ -122,8 +126,8 @@ def _read_cache(cache: Path) -> tuple[Data, list[str]] | None:
         return data, notes
     except FileNotFoundError:
         return None
-    except (OSError, DamagedError, DataError, TypeError, ValueError) as error:
-        print(f"The cache of decoded images is made again: {_in_a_line(error)}.")
+    except Exception as error:  # it is only a copy: whatever is wrong with it, the files themselves are read again
+        print(f"The cache of decoded images is made again: {_in_a_line(error).rstrip('.')}.")
         return None
 
 
@@ -158,7 +162,9 @@ def _fingerprint(source: Path) -> str:
 
 def _read_archive(archive: Path, root: Path) -> tuple[Data, list[str]]:
     """Unpack a tar archive into a folder that is gone afterwards, and read that."""
-    with unfinished(root) as folder:
+    if archive.name == CIFAR10_ARCHIVE and not check_md5(archive, CIFAR10_MD5):
+        raise DataError(f"{archive} is not the archive of CIFAR-10, or not whole: delete it and get it again.")
+    with unfinished(root if os.access(root, os.W_OK) else Path(tempfile.gettempdir())) as folder:
         try:
             with tarfile.open(archive) as tar:
                 size = 0
@@ -176,14 +182,17 @@ def _read_archive(archive: Path, root: Path) -> tuple[Data, list[str]]:
             raise DataError(
                 f"{archive} is not a whole, safe tar archive ({_in_a_line(error)}): get it again."
             ) from error
-        return _read_folder(folder, name=archive.name)
+        try:
+            return _read_folder(folder, name=archive.name)
+        except DataError as error:  # the archive has the file that it names, and the folder will be gone
+            raise DataError(str(error).replace(str(folder), str(archive))) from error
 
 
 def _read_folder(folder: Path, name: str | None = None) -> tuple[Data, list[str]]:
     """CIFAR-10's own batches or image folders, at `folder` or one level below it, and what there is to say of them."""
     for candidate in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
         if (candidate / "data_batch_1").exists():
-            return _read_batches(candidate), []
+            return _read_batches(candidate, name or folder.name), []
         if (candidate / "train").is_dir() and (candidate / "test").is_dir():
             return _read_image_folders(candidate, name or folder.name)
     raise DataError(
@@ -207,7 +216,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _read_batches(folder: Path) -> Data:
+def _read_batches(folder: Path, name: str) -> Data:
     """CIFAR-10 as its authors publish it: batches of rows of 3,072 bytes, red before green before blue."""
 
     def unpickle(file: str) -> dict:
@@ -237,7 +246,8 @@ def _read_batches(folder: Path) -> Data:
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder / 'batches.meta'} names no classes: get CIFAR-10 again.") from error
     train = split([f"data_batch_{number}" for number in range(1, 6)])
-    return Data(*train, *split(["test_batch"]), classes, "CIFAR-10", "cifar-10-batches-py")
+    test = split(["test_batch"])
+    return Data(*train, *test, classes, _name(classes, len(train[1]) + len(test[1]), name), CIFAR10_FOLDER)
 
 
 def _read_image_folders(folder: Path, name: str) -> tuple[Data, list[str]]:
@@ -263,9 +273,13 @@ def _read_image_folders(folder: Path, name: str) -> tuple[Data, list[str]]:
     if others:
         notes.append(f"{others:,} files were left out, since their names do not end as images' do")
     jpegs = sum(path.lower().endswith((".jpg", ".jpeg")) for path in paths)
-    is_cifar10 = tuple(train.classes) == CIFAR10_CLASSES and len(paths) == 60_000
-    copy = f"image folders, {jpegs:,} of {len(paths):,} as JPEG"
-    return Data(*tensors, tuple(train.classes), "CIFAR-10" if is_cifar10 else name, copy), notes
+    classes, copy = tuple(train.classes), f"image folders, {jpegs:,} of {len(paths):,} as JPEG"
+    return Data(*tensors, classes, _name(classes, len(paths), name), copy), notes
+
+
+def _name(classes: tuple[str, ...], images: int, otherwise: str) -> str:
+    """What a data set is called: "CIFAR-10" only where all of it is there."""
+    return "CIFAR-10" if classes == CIFAR10_CLASSES and images == 60_000 else otherwise
 
 
 def _read_image(path: str) -> tuple[np.ndarray, list[str]]:

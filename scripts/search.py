@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from s9.data import hold_out
-from s9.files import locked, write_whole
+from s9.files import changing, write_whole
 from s9.guards import count_parameters
 from s9.loading import load_data
 from s9.results import ASSETS, SEARCH_EPOCHS
@@ -41,7 +41,10 @@ def multiply_adds(model: nn.Module) -> int:
 def try_out(name: str, seed: int, epochs: int) -> dict:
     """Train a candidate and return its row."""
     candidate = CANDIDATES[name]
-    data = hold_out(load_data(), HELD_OUT)
+    data = load_data()
+    if data.name != "CIFAR-10":
+        raise ValueError(f"The search is on CIFAR-10, and this is {data.name}.")
+    data = hold_out(data, HELD_OUT)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = candidate.build()
@@ -83,7 +86,7 @@ def keep(row: dict) -> None:
             writer.writeheader()
             writer.writerows(rows)
 
-    with locked(ASSETS, seconds=-1):  # others may add theirs at the same time
+    with changing(path):  # others may add theirs at the same time
         rows = [old for old in read_trials(path) if not this <= old.items()] + [row]
         write_whole(path, write)
 

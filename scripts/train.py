@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 from dataclasses import asdict, fields
@@ -17,7 +18,7 @@ from joblib import Parallel, delayed, parallel_config
 from sklearn.metrics import accuracy_score
 
 from s9.data import Data, hold_out
-from s9.files import locked, write_whole
+from s9.files import changing, write_whole
 from s9.guards import count_parameters
 from s9.loading import load_data
 from s9.processes import joined
@@ -43,18 +44,20 @@ def read_rows(assets: Path) -> list[dict]:
     return json.loads(results.read_text()) if results.exists() else []
 
 
-def check_record(name: str, data: Data, epochs: int, assets: Path) -> None:
-    """Refuse to replace a recorded run by one that is worth less.
+def check_record(name: str, experiment: Experiment, data: str, assets: Path) -> None:
+    """Refuse to replace a recorded run by another one, or by one that is worth less.
 
     Raises:
-        ValueError: the data is not CIFAR-10, or the record there is of other data or of more epochs.
+        ValueError: `data` is not CIFAR-10, or the record there is of another network, seed or copy, or of more epochs.
     """
-    if data.name != "CIFAR-10":
-        raise ValueError(f"--record is for runs on CIFAR-10, and this is {data.name}.")
-    for row in read_rows(assets):
-        if row["run"] == name and row["data"] != f"{data.name}, {data.copy}":
-            raise ValueError(f"The record of {name} is of {row['data']}, not {data.copy}: give another --run.")
-        if row["run"] == name and row["epochs"] > epochs:
+    if not data.startswith("CIFAR-10, "):
+        raise ValueError(f"--record is for runs on CIFAR-10, and this is {data.partition(', ')[0]}.")
+    this = {"network": str(experiment), "seed": experiment.recipe.seed, "data": data}
+    for row in [row for row in read_rows(assets) if row["run"] == name]:
+        for field, value in this.items():
+            if row[field] != value:
+                raise ValueError(f"The record of {name} is of {field} {row[field]}, not {value}: give another --run.")
+        if row["epochs"] > (epochs := experiment.recipe.epochs):
             raise ValueError(f"The record of {name} is of {row['epochs']} epochs, not {epochs}: give another --run.")
 
 
@@ -64,10 +67,11 @@ def record(
     """Add a finished run to `assets`/results.json, with its history beside it as runs/`name`.jsonl.
 
     Raises:
-        ValueError: the run is not finished.
+        ValueError: the run is not finished, or `check_record` refuses it.
     """
     if len(history) != experiment.recipe.epochs:
         raise ValueError(f"{name} has {len(history)} of {experiment.recipe.epochs} epochs, and is not recorded.")
+    surroundings = json.loads((root / name / "environment.json").read_text())
     row = {
         "run": name,
         "network": str(experiment),
@@ -78,13 +82,14 @@ def record(
         "test_loss": history[-1]["test_loss"],
         "flip_averaged_accuracy": round(flip_averaged, 2),
         "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
-        **json.loads((root / name / "environment.json").read_text()),
+        **surroundings,
         "command": command,
         "recipe": asdict(experiment.recipe),
     }
     history_text = (root / name / "history.jsonl").read_text()
     (assets / "runs").mkdir(parents=True, exist_ok=True)
-    with locked(assets, seconds=-1):  # others may record at the same time
+    with changing(assets / "results.json"):  # others may record at the same time
+        check_record(name, experiment, surroundings["data"], assets)
         rows = sorted(
             [other for other in read_rows(assets) if other["run"] != name] + [row], key=lambda row: row["run"]
         )
@@ -132,7 +137,12 @@ def sweep(given: argparse.Namespace) -> None:
         delayed(train_only)(experiment, f"{name}-{seed}", given) for (name, seed), experiment in experiments.items()
     ]
     if given.dask is None:
-        histories = Parallel(n_jobs=given.jobs)(tasks)
+        interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the processes that start here:
+        try:  # Ctrl-C is for this one alone, which then ends them
+            running = Parallel(n_jobs=given.jobs, return_as="generator")(tasks)
+        finally:
+            signal.signal(signal.SIGINT, interrupted)
+        histories = list(running)
     else:
         from dask.distributed import Client
 
@@ -156,11 +166,11 @@ def train_only(experiment: Experiment, run: str, given: argparse.Namespace) -> l
 def single(given: argparse.Namespace, command: str) -> None:
     """Train one NAME, and record it if that is asked for."""
     (name,) = given.names
-    experiment, run = EXPERIMENTS[name].changed(given.set), given.run or name
+    experiment, run = EXPERIMENTS[name].changed(given.set), name if given.run is None else given.run
     with joined() as team:
         data = chosen_data(given)
         if given.record:
-            check_record(run, data, experiment.recipe.epochs, ASSETS)
+            check_record(run, experiment, f"{data.name}, {data.copy}", ASSETS)
         history, model = train_one(experiment, run, data, given)
         if given.record and team.is_main:
             record(run, experiment, history, flip_averaged_accuracy(model, data), command, given.root, ASSETS)
@@ -187,23 +197,23 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     several = parser.add_argument_group("many runs at once")
     several.add_argument("--sweep", action="store_true", help="train every NAME with every one of --seeds")
-    several.add_argument("--seeds", nargs="+", type=int, help="the seeds of a sweep (default: 0)")
+    several.add_argument("--seeds", nargs="+", action="extend", type=int, help="the seeds of a sweep (default: 0)")
     several.add_argument("--jobs", type=int, help="trainings at a time on this machine (default: 1)")
     several.add_argument("--dask", metavar="ADDRESS", help="spread them over the Dask cluster there instead")
     given = parser.parse_args(arguments)
     if not given.sweep and len(given.names) > 1:
         parser.error("give one NAME, or --sweep")
-    if given.sweep and (given.run or given.record or given.weights):
+    if given.sweep and (given.run is not None or given.record or given.weights):
         parser.error("--sweep names its runs NAME-SEED, and does not go with --run, --record or --weights")
     if given.sweep and "seed" in dict(given.set):
         parser.error("the seeds of a sweep are given by --seeds, not by --set")
     for option in ("seeds", "jobs", "dask"):
         if getattr(given, option) is not None and not given.sweep:
             parser.error(f"--{option} is for a --sweep")
-    if given.record and given.validation is not None:
-        parser.error("--record is for runs that are tested on the test images, not with --validation")
     if given.weights and not given.record:
         parser.error("--weights goes with --record")
+    if given.record and given.validation is not None:
+        parser.error("--record is of the test set, not of --validation")
     if given.dask and given.jobs:
         parser.error("give --jobs or --dask, not both")
     if given.jobs is not None and given.jobs < 1:

@@ -1,4 +1,5 @@
 import io
+import multiprocessing
 import pickle
 import re
 import shutil
@@ -14,7 +15,7 @@ from sklearn.datasets import load_digits
 
 import utils
 from s9 import loading as dataset
-from s9.files import save_tensors
+from s9.files import save_tensors, write_whole
 from s9.loading import CIFAR10_CLASSES
 from utils import DataError, load_data
 
@@ -48,7 +49,7 @@ def test_batches(batches_folder, random_data, tmp_path):
     data = load_data(batches_folder, tmp_path / "root")
     assert_same(data, random_data)
     assert torch.equal(data.train_images, random_data.train_images)  # in the order of the files
-    assert data.name == "CIFAR-10"
+    assert data.name == "cifar-10-batches-py"  # and not CIFAR-10, of which it is a small part at most
 
 
 @pytest.mark.parametrize("layout", ["image_folders", "batches_folder"])
@@ -59,7 +60,7 @@ def test_archives(layout, compression, request, random_data, tmp_path):
     with tarfile.open(archive, f"w:{compression}") as tar:
         tar.add(folder, folder.name)
     assert_same(load_data(archive, tmp_path / "root"), random_data)
-    assert {path.name for path in (tmp_path / "root").iterdir()} == {"cache", "lock"}  # what was unpacked is gone
+    assert {path.name for path in (tmp_path / "root").iterdir()} == {"cache", ".s9-lock"}  # what was unpacked is gone
 
 
 def test_digits_are_scikit_learns(digits):
@@ -77,7 +78,7 @@ def test_digits_are_scikit_learns(digits):
 
 def test_environment_variable_comes_first(image_folders, batches_folder, random_data, tmp_path, monkeypatch):
     root = batches_folder.parent  # holds an "earlier download"
-    assert load_data(root=root).name == "CIFAR-10"
+    assert load_data(root=root).name == "cifar-10-batches-py"
     monkeypatch.setenv("S9_DATA_DIR", str(image_folders))
     assert load_data(root=root).name == "folders"
     monkeypatch.setenv("S9_DATA_DIR", str(tmp_path / "nowhere"))
@@ -192,7 +193,7 @@ def test_archives_that_reach_outside_are_refused(entry, message, tmp_path):
     with pytest.raises(DataError, match=message) as error:
         load_data(archive, tmp_path / "root")
     assert "archive.tar" in str(error.value)
-    assert [path.name for path in (tmp_path / "root").iterdir()] == ["lock"]
+    assert [path.name for path in (tmp_path / "root").iterdir()] == [".s9-lock"]
     assert not (tmp_path / "outside.png").exists()
 
 
@@ -205,7 +206,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tm
     assert archive.stat().st_size < 2**13
     with pytest.raises(DataError, match="unpacks to over"):
         load_data(archive, tmp_path / "root")
-    assert [path.name for path in (tmp_path / "root").iterdir()] == ["lock"]
+    assert [path.name for path in (tmp_path / "root").iterdir()] == [".s9-lock"]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_a_failing_host_is_given_up_and_named(failing, told, mirror, tmp_path, r
     with pytest.raises(DataError, match=r"127\.0\.0\.1") as error:
         load_data(root=tmp_path / "root")
     assert re.search(told, str(error.value)), error.value
-    assert [path.name for path in (tmp_path / "root").iterdir()] == ["lock"]
+    assert [path.name for path in (tmp_path / "root").iterdir()] == [".s9-lock"]
     monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror(failing, "good"))
     assert_same(load_data(root=tmp_path / "root"), random_data)
 
@@ -316,7 +317,7 @@ def test_download_takes_the_next_host_where_one_fails(mirror, tmp_path, random_d
     monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror("missing", "wrong", "good"))
     root = tmp_path / "root"
     assert_same(load_data(root=root), random_data)
-    assert sorted(path.name for path in root.iterdir()) == ["cache", "cifar-10-python.tar.gz", "lock"]
+    assert sorted(path.name for path in root.iterdir()) == [".s9-lock", "cache", "cifar-10-python.tar.gz"]
     monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror("missing"))
     assert_same(load_data(root=root), random_data)  # the earlier download
 
@@ -325,7 +326,7 @@ def test_without_any_host_it_is_said_what_to_do_and_nothing_is_left_behind(mirro
     monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror("missing", "wrong"))
     with pytest.raises(DataError, match=r"put cifar-10-python.tar.gz into .*root/ by hand.*404"):
         load_data(root=tmp_path / "root")
-    assert [path.name for path in (tmp_path / "root").iterdir()] == ["lock"]
+    assert [path.name for path in (tmp_path / "root").iterdir()] == [".s9-lock"]
 
 
 def test_an_archive_put_there_by_hand_is_checked(mirror, batches_folder, tmp_path, random_data):
@@ -347,19 +348,55 @@ def test_a_folder_that_lacks_a_batch_is_refused(batches_folder, tmp_path):
         load_data(batches_folder, tmp_path / "root")
 
 
-@pytest.mark.parametrize("name", ["thesis.tmp", "cache.tmp/notes.txt", "unpack-1.tmp", ".s9-notes", "a.pt.123.tmp"])
+@pytest.mark.parametrize(
+    "name", ["thesis.tmp", "cache.tmp/notes.txt", "unpack-1.tmp", ".s9-notes", "lock", "a.pt.123.tmp"]
+)
 def test_files_of_the_users_own_stay(name, image_folders, tmp_path):
     """Beside the cache, whatever they are called, also after a load that was killed."""
     root = tmp_path / "root"
     own = root / name
     own.parent.mkdir(parents=True)
     own.write_text("important")
-    left = root / ".s9-unfinished" / "tmp123"
+    left = root / ".s9-unfinished-123" / "unpacked"
     left.mkdir(parents=True)
     (left / "half").write_text("of a killed process")
     load_data(image_folders, root)
     assert own.read_text() == "important"
-    assert not (root / ".s9-unfinished").exists()
+    assert not (root / ".s9-unfinished-123").exists()
+
+
+def _write_often(folder, name: str, failures) -> None:
+    for _ in range(300):
+        try:
+            write_whole(folder / name, lambda path: path.write_text("x"))
+        except OSError as error:
+            failures.put(repr(error))
+
+
+def test_writers_of_files_side_by_side_do_not_disturb_each_other(tmp_path):
+    context = multiprocessing.get_context("fork")
+    failures = context.SimpleQueue()
+    processes = [context.Process(target=_write_often, args=(tmp_path, name, failures)) for name in "abcd"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert failures.empty(), failures.get()
+
+
+def test_an_image_in_an_archive_is_named_by_its_place_there(image_folders, tmp_path):
+    (image_folders / "train" / "even" / "broken.png").write_bytes(b"no image")
+    with tarfile.open(tmp_path / "archive.tar", "w") as tar:
+        tar.add(image_folders, "mine")
+    with pytest.raises(DataError, match=r"archive\.tar/mine/train/even/broken\.png cannot be read"):
+        load_data(tmp_path / "archive.tar", tmp_path / "root")
+
+
+def test_an_archive_of_cifar10s_name_is_checked_wherever_it_is(batches_folder, tmp_path):
+    with tarfile.open(tmp_path / dataset.CIFAR10_ARCHIVE, "w:gz") as tar:
+        tar.add(batches_folder, batches_folder.name)
+    with pytest.raises(DataError, match="not the archive of CIFAR-10"):
+        load_data(tmp_path / dataset.CIFAR10_ARCHIVE, tmp_path / "root")
 
 
 def test_a_linked_folder_is_never_cleaned(image_folders, tmp_path):
@@ -367,7 +404,7 @@ def test_a_linked_folder_is_never_cleaned(image_folders, tmp_path):
     elsewhere.mkdir()
     (elsewhere / "thesis").write_text("important")
     (tmp_path / "root").mkdir()
-    (tmp_path / "root" / ".s9-unfinished").symlink_to(elsewhere)
+    (tmp_path / "root" / ".s9-unfinished-1").symlink_to(elsewhere)
     load_data(image_folders, tmp_path / "root")
     assert (elsewhere / "thesis").read_text() == "important"
 

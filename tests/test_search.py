@@ -28,7 +28,7 @@ def test_multiply_adds_are_those_counted_by_hand():
 def test_a_trial_is_a_row_and_replaces_its_earlier_one(tmp_path, monkeypatch, digits):
     monkeypatch.setattr(search, "ASSETS", tmp_path)
     monkeypatch.setattr(search, "HELD_OUT", 37)
-    monkeypatch.setattr(search, "load_data", lambda: digits)
+    monkeypatch.setattr(search, "load_data", lambda: digits._replace(name="CIFAR-10"))
     tiny = candidates.Candidate("tiny", "prototype", lambda: candidates.Stages((1, 8, 1, {}), (1, 8, 4, {})))
     monkeypatch.setitem(search.CANDIDATES, "tiny", tiny)
     monkeypatch.chdir(tmp_path)
@@ -43,9 +43,18 @@ def test_a_trial_is_a_row_and_replaces_its_earlier_one(tmp_path, monkeypatch, di
 
 
 def test_a_refusal_is_one_sentence(monkeypatch, digits, capsys):
-    monkeypatch.setattr(search, "load_data", lambda: digits)
+    monkeypatch.setattr(search, "load_data", lambda: digits._replace(name="CIFAR-10"))
     assert search.main(["prototype"]) == 1
     assert "5000 of 1437 training images cannot be held out" in capsys.readouterr().err
+
+
+def test_other_data_are_refused_before_they_are_trained(tmp_path, monkeypatch, digits, capsys):
+    monkeypatch.setattr(search, "ASSETS", tmp_path)
+    monkeypatch.setattr(search, "load_data", lambda: digits)
+    monkeypatch.chdir(tmp_path)
+    assert search.main(["prototype"]) == 1
+    assert "this is digits" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def _keep_rows(assets, first: int) -> None:
@@ -72,7 +81,7 @@ def test_a_stopped_trial_is_no_row(tmp_path, monkeypatch, digits, capsys):
 
     monkeypatch.setattr(search, "ASSETS", tmp_path)
     monkeypatch.setattr(search, "HELD_OUT", 37)
-    monkeypatch.setattr(search, "load_data", lambda: digits)
+    monkeypatch.setattr(search, "load_data", lambda: digits._replace(name="CIFAR-10"))
     monkeypatch.setattr(search, "train", lambda *args, **options: utils.train(*args, **options, on_step=stop))
     tiny = candidates.Candidate("tiny", "prototype", lambda: candidates.Stages((1, 8, 1, {}), (1, 8, 4, {})))
     monkeypatch.setitem(search.CANDIDATES, "tiny", tiny)

@@ -210,7 +210,7 @@ def test_a_full_disk_loses_nothing_that_was_there(tmp_path, expected):
     assert "epoch 3 could not be saved (File too large)" in ours.recv()
     process.join()
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.suffix == ".pt"} == before
-    assert not (tmp_path / "run" / ".s9-unfinished").exists()
+    assert not list((tmp_path / "run").glob(".s9-unfinished-*"))
     assert run(tmp_path) == 0
     assert same(content(tmp_path), expected)
 
@@ -256,14 +256,14 @@ def test_killed_while_downloading(mirror, tmp_path, random_data, monkeypatch):
     monkeypatch.delenv("S9_DATA_DIR", raising=False)
     root = tmp_path / "root"
     process = start(_download, mirror("slow"), dataset.CIFAR10_MD5, str(root))
-    while process.is_alive() and not list(root.glob(".s9-unfinished/*/*")):  # until some of it is on the disk
+    while process.is_alive() and not list(root.glob(".s9-unfinished-*/*")):  # until some of it is on the disk
         time.sleep(0.01)
     process.kill()
     process.join()
-    assert {path.name for path in root.iterdir()} == {".s9-unfinished", "lock"}
+    assert list(root.glob(".s9-unfinished-*"))
     monkeypatch.setattr(dataset, "CIFAR10_MIRRORS", mirror("good"))
     assert torch.equal(utils.load_data(root=root).train_images, random_data.train_images)
-    assert sorted(path.name for path in root.iterdir()) == ["cache", "cifar-10-python.tar.gz", "lock"]
+    assert sorted(path.name for path in root.iterdir()) == [".s9-lock", "cache", "cifar-10-python.tar.gz"]
 
 
 def test_killed_while_the_data_are_cached(image_folders, tmp_path, random_data):

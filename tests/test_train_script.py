@@ -227,7 +227,12 @@ def test_records_are_not_replaced_by_what_is_worth_less(tmp_path, assets, as_cif
     capsys.readouterr()
     for name, other, epochs, said in (
         ("shorter", as_cifar10, 1, "is of 2 epochs, not 1"),
-        ("another-copy", as_cifar10._replace(copy="another"), 2, "is of CIFAR-10, scikit-learn's digits, not another"),
+        (
+            "another-copy",
+            as_cifar10._replace(copy="another"),
+            2,
+            "digits, not CIFAR-10, another: give another --run",
+        ),
         ("digits", as_cifar10._replace(name="digits"), 2, "for runs on CIFAR-10, and this is digits"),
     ):
         monkeypatch.setattr(train, "load_data", lambda source, other=other: other)
@@ -236,6 +241,15 @@ def test_records_are_not_replaced_by_what_is_worth_less(tmp_path, assets, as_cif
         assert said in error
         assert len(error.splitlines()) == 1
         assert not (tmp_path / name).exists()  # refused before it was trained
+        assert {path: path.read_bytes() for path in assets.rglob("*.*")} == before
+    monkeypatch.setattr(train, "load_data", lambda source: as_cifar10)
+    for name, changes, said in (
+        ("ladder-1", ["--run", "student"], "is of network StudentNet(), not StudentNet(use_relu=True)"),
+        ("student", ["--set", "seed=5"], "is of seed 0, not 5"),
+    ):
+        assert run(tmp_path / name, name, *settings, *changes) == 1
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
         assert {path: path.read_bytes() for path in assets.rglob("*.*")} == before
 
 
@@ -260,7 +274,7 @@ def test_recorders_at_the_same_time_lose_no_row(tmp_path):
     for number in range(20):
         home = tmp_path / "runs" / f"run-{number}"
         home.mkdir(parents=True)
-        (home / "environment.json").write_text("{}")
+        (home / "environment.json").write_text('{"data": "CIFAR-10, a copy"}')
         (home / "history.jsonl").write_text("")
     context = multiprocessing.get_context("fork")
     processes = [
@@ -282,7 +296,8 @@ def test_recorders_at_the_same_time_lose_no_row(tmp_path):
         (["student", "--jobs", "2"], "--jobs is for a --sweep"),
         (["student", "--dask", "tcp://nowhere:1"], "--dask is for a --sweep"),
         (["student", "--weights"], "--weights goes with --record"),
-        (["student", "--record", "--validation", "37"], "not with --validation"),
+        (["student", "--record", "--validation", "37"], "--record is of the test set"),
+        (["--sweep", "student", "--run", ""], "does not go with --run"),
         (["--sweep", "student", "--weights"], "does not go with --run, --record or --weights"),
         (["--sweep", "student", "--set", "seed=9"], "given by --seeds"),
         (["--sweep", "student", "--jobs", "0"], "--jobs 0 does nothing"),
