@@ -23,8 +23,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from s9.architecture import layer_summary
-from s9.augmented_batches import Batches, augmented_versions, channel_statistics
-from s9.data import Data, DataError, check_data, hold_out, subset
+from s9.augmented_batches import Batches, channel_statistics
+from s9.data import Data, DataError, check_data
 from s9.guards import check_network, count_parameters, first_layer_not_finite, memory_errors_told
 from s9.lesson_figures import TEST_COLOUR, TRAIN_COLOUR, new_figure, show_image, surest_mistakes
 from s9.loading import load_data, read_picture
@@ -32,18 +32,15 @@ from s9.machine import autocast, default_device, environment, kept_for_reuse, re
 from s9.optimizers import make_optimizer
 from s9.processes import Team
 from s9.randomness import epoch_seed, kept_random_states, random_states, seed_all, set_random_states
-from s9.recipes import STUDENT_RECIPE, Recipe, check_recipe_fits
-from s9.results import history_log, read_history, test_line
-from s9.runs import Run, RunError, TrainingStopped
+from s9.recipes import Recipe, check_recipe_fits
+from s9.results import test_line
+from s9.runs import Run, TrainingStopped
 from s9.schedules import make_scheduler
 from s9.weights import Preprocessing
 
 __all__ = [
-    "STUDENT_RECIPE", "Batches", "Data", "DataError", "Recipe", "RunError", "Trainer", "TrainingStopped",
-    "augmented_versions", "channel_statistics", "classify", "count_parameters", "default_device", "environment",
-    "history_log", "hold_out", "layer_summary", "load_data", "plot_accuracies", "plot_confusion_matrix",
-    "plot_mistakes", "plot_performance", "predict", "read_history", "resolve_precision", "subset", "surest_mistakes",
-    "train",
+    "DataError", "Recipe", "Trainer", "TrainingStopped", "classify", "layer_summary", "load_data", "plot_accuracies",
+    "plot_confusion_matrix", "plot_mistakes", "plot_performance", "predict", "train",
 ]  # fmt: skip
 
 EVALUATION_BATCH = 1000  # images at a time; only memory and speed depend on it

@@ -52,7 +52,7 @@ def plot_samples(data, caption: str, seed: int = 0) -> plt.Figure:
 
 
 def plot_augmentations(versions: torch.Tensor, caption: str) -> plt.Figure:
-    """An image beside its augmentations: (1 + count, 3, H, W) uint8, as `utils.augmented_versions` gives them."""
+    """An image beside its augmentations: (1 + count, 3, H, W) uint8, as `augmented_versions` gives them."""
     title = "One photo, many lessons: each epoch sees another version"
     figure, axes = new_figure(1, len(versions), 1.25 * len(versions), 2.1, title, caption)
     for axis, version in zip(axes.flat, versions, strict=True):

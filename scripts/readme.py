@@ -8,7 +8,6 @@ import statistics
 
 import nbformat
 
-import utils
 from models import S9Net, StudentNet
 from netreview import receptive_field
 from netreview.findings import CHECKS
@@ -19,6 +18,8 @@ from s9.results import (
     LAST_RUNGS,
     ROOT,
     compared,
+    history_log,
+    read_history,
 )
 
 RESULTS = json.loads((ROOT / "assets" / "results.json").read_text())
@@ -295,7 +296,7 @@ def _asset(name: str):
 
 def history(run: str) -> list[dict]:
     """The history of a recorded run."""
-    return utils.read_history(ROOT / "assets" / "runs" / f"{run}.jsonl")
+    return read_history(ROOT / "assets" / "runs" / f"{run}.jsonl")
 
 
 def fenced(text: str) -> str:
@@ -306,12 +307,12 @@ def fenced(text: str) -> str:
 BLOCKS = {
     "summary": lambda: fenced(layer_summary(StudentNet(), (3, 32, 32))),
     "receptive field": fields_table,
-    "log": lambda: fenced(utils.history_log(history("student"), 10_000)),
+    "log": lambda: fenced(history_log(history("student"), 10_000)),
     "ladder": ladder_table,
     "brief": brief_table,
     "search": search_table,
     "S9Net's summary": lambda: fenced(layer_summary(S9Net(), (3, 32, 32))),
-    "S9Net's log": lambda: fenced(utils.history_log(history("s9net"), 10_000)),
+    "S9Net's log": lambda: fenced(history_log(history("s9net"), 10_000)),
     "seeds": seeds_table,
     "classes": classes_table,
     "public": public_table,

@@ -16,22 +16,23 @@ from torchvision.datasets.utils import calculate_md5
 
 import utils
 from s9 import loading as dataset
+from s9.data import Data
 
 
 @pytest.fixture(scope="session")
-def digits() -> utils.Data:
+def digits() -> Data:
     return utils.load_data("digits")
 
 
 @pytest.fixture(scope="session")
-def cifar10() -> utils.Data:
+def cifar10() -> Data:
     if not os.environ.get("S9_DATA_DIR"):
         pytest.skip("needs CIFAR-10: set S9_DATA_DIR to a copy")
     return utils.load_data()
 
 
 @pytest.fixture
-def random_data() -> utils.Data:
+def random_data() -> Data:
     """Coloured noise, so that each image differs from all others: 40 training and 20 test images of two classes."""
     generator = torch.Generator().manual_seed(0)
 
@@ -39,7 +40,7 @@ def random_data() -> utils.Data:
         images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
         return images, torch.arange(count) % 2
 
-    return utils.Data(*split(40), *split(20), ("even", "odd"), "noise", "made for tests")
+    return Data(*split(40), *split(20), ("even", "odd"), "noise", "made for tests")
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ import torch.nn.functional as F
 from torchvision.transforms.v2 import Normalize
 from tqdm import tqdm
 
-import utils
-from s9.augmented_batches import to_device
+from s9.augmented_batches import Batches, augmented_versions, channel_statistics, to_device
 from s9.randomness import epoch_seed
-from utils import Batches, Recipe, channel_statistics
+from utils import Recipe
 
 PLAIN = {"mean": torch.zeros(3), "std": torch.ones(3)}
 
@@ -144,7 +143,7 @@ def test_a_crop_that_leaves_the_mirror_image_is_refused(size, most):
 
 
 def test_augmented_versions_begin_with_the_image(random_data):
-    versions = utils.augmented_versions(random_data, Recipe(crop=4, flip=True), index=5, count=8)
+    versions = augmented_versions(random_data, Recipe(crop=4, flip=True), index=5, count=8)
     assert versions.shape == (9, 3, 32, 32)
     assert versions.dtype == torch.uint8
     assert torch.equal(versions[0], random_data.train_images[5])

@@ -9,19 +9,22 @@ from torch import nn
 
 import utils
 from models import S9Net, StudentNet
+from s9.augmented_batches import Batches, channel_statistics
+from s9.data import Data, subset
+from s9.recipes import STUDENT_RECIPE
 from scripts.benchmarks import cost, feed, floor, measuring, plain, training_speed
 from scripts.experiments import EXPERIMENTS, Experiment
 
 
 @pytest.fixture
-def few(random_data) -> utils.Data:
-    return utils.subset(random_data, 40)
+def few(random_data) -> Data:
+    return subset(random_data, 40)
 
 
 def test_the_plain_way_feeds_the_same_pixels(few):
     recipe = utils.Recipe(batch_size=40)
-    mean, std = utils.channel_statistics(few.train_images)
-    (ours,) = utils.Batches(few.train_images, few.train_labels, 40, mean, std)
+    mean, std = channel_statistics(few.train_images)
+    (ours,) = Batches(few.train_images, few.train_labels, 40, mean, std)
     (theirs,) = plain.loader(few, recipe)  # in another order
     for label in (0, 1):
         a, b = (images[labels == label].flatten(1) for images, labels in (ours, theirs))
@@ -69,7 +72,7 @@ def test_arithmetic_of_a_step_is_that_counted_by_hand(few, monkeypatch):
 
 def test_both_ways_of_training_end_with_the_same_weights(few):
     """In fp32, without dropout, and with all images in each batch, so that their order does not matter."""
-    experiment = Experiment("StudentNet", {"use_relu": True, "dropout": 0.0, "num_classes": 2}, utils.STUDENT_RECIPE)
+    experiment = Experiment("StudentNet", {"use_relu": True, "dropout": 0.0, "num_classes": 2}, STUDENT_RECIPE)
     experiment = experiment.changed([("batch_size", 40), ("precision", "fp32")])
     (ours, _), (theirs, _) = (run(experiment, few, 2) for run in (training_speed.our_run, training_speed.plain_run))
     before = experiment.build().state_dict()

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import utils
 from s9 import loading as dataset
+from s9.augmented_batches import channel_statistics
+from s9.data import Data, hold_out, subset
 from s9.files import save_tensors, write_whole
 from s9.loading import CIFAR10_CLASSES
 from utils import DataError, load_data
@@ -29,7 +30,7 @@ def images_by_label(images: torch.Tensor, labels: torch.Tensor) -> set:
     return {(image.numpy().tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
 
 
-def assert_same(data: utils.Data, expected: utils.Data):
+def assert_same(data: Data, expected: Data):
     assert data.classes == expected.classes
     for split in ("train", "test"):
         images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
@@ -259,21 +260,21 @@ def test_a_pickle_that_runs_code_is_refused(batches_folder, tmp_path, monkeypatc
 
 
 def test_hold_out_and_subset(random_data):
-    held = utils.hold_out(random_data, 10)
+    held = hold_out(random_data, 10)
     kept, out = (images_by_label(getattr(held, f"{s}_images"), getattr(held, f"{s}_labels")) for s in ("train", "test"))
     everything = images_by_label(random_data.train_images, random_data.train_labels)
     assert len(out) == 10
     assert not kept & out
     assert kept | out == everything
-    assert torch.equal(utils.hold_out(random_data, 10).test_images, held.test_images)
-    part = utils.subset(random_data, 15)
-    assert not torch.equal(utils.subset(random_data, 10).train_images, held.test_images)
+    assert torch.equal(hold_out(random_data, 10).test_images, held.test_images)
+    part = subset(random_data, 15)
+    assert not torch.equal(subset(random_data, 10).train_images, held.test_images)
     assert len(part.train_images) == 15
     assert images_by_label(part.train_images, part.train_labels) < everything
     assert torch.equal(part.test_images, random_data.test_images)
     for count in (0, 40):
         with pytest.raises(DataError, match="held out"):
-            utils.hold_out(random_data, count)
+            hold_out(random_data, count)
 
 
 # -------------------------------------------------------------------------------------------------------- the download
@@ -465,6 +466,6 @@ def test_cifar10_is_whole(cifar10):
     assert cifar10.classes == CIFAR10_CLASSES
     assert cifar10.train_labels.bincount().tolist() == [5000] * 10
     assert cifar10.test_labels.bincount().tolist() == [1000] * 10
-    mean, std = utils.channel_statistics(cifar10.train_images)
+    mean, std = channel_statistics(cifar10.train_images)
     torch.testing.assert_close(mean, torch.tensor([0.4914, 0.4822, 0.4465]), atol=1e-4, rtol=0)
     torch.testing.assert_close(std, torch.tensor([0.2470, 0.2435, 0.2616]), atol=1e-4, rtol=0)

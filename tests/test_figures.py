@@ -14,6 +14,7 @@ from models import StudentNet
 from netreview.rates import RangeTest
 from s9 import architecture
 from s9 import lesson_figures as figures
+from s9.augmented_batches import augmented_versions
 
 CAPTION = "SomeNet on some data, 12.3 %"
 
@@ -63,7 +64,7 @@ def test_samples_of_an_odd_number_of_classes(digits):
 
 
 def test_augmentations(digits):
-    versions = utils.augmented_versions(digits, utils.Recipe(crop=4), count=8)
+    versions = augmented_versions(digits, utils.Recipe(crop=4), count=8)
     figure = figures.plot_augmentations(versions, CAPTION)
     check(figure, "version")
     assert len(visible(figure)) == 9

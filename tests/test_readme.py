@@ -11,6 +11,7 @@ from PIL import Image
 
 import utils
 from s9.loading import CIFAR10_CLASSES
+from s9.results import read_history
 from scripts.readme import PAGES, RESULTS, ROOT, SEEDS, benchmarks, history, value_of, with_blocks
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,7 +37,7 @@ def test_results_are_the_last_records_of_their_histories(row):
 def test_every_percentage_in_the_readme_was_measured():
     measured = {100 * correct / 10_000 for correct in STUDENT_LOG["test_correct"]} | set(STUDENT_LOG["train_accuracy"])
     for path in (ROOT / "assets" / "runs").glob("*.jsonl"):
-        for record in utils.read_history(path):
+        for record in read_history(path):
             measured |= {record["test_accuracy"], record["train_accuracy"]}
     for key in ("test_accuracy", "flip_averaged_accuracy"):
         accuracies = pd.Series([row[key] for row in SEEDS])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 
-import utils
+from s9.results import read_history
 from scripts import train
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +48,7 @@ def test_notebook_nbval_and_script_give_the_same_history(tmp_path):
     }
     settings = ["epochs=2", "batch_size=32", "precision=fp32"]
     assert train.main(["student", "--data", "digits", "--root", str(tmp_path), "--set", *settings]) == 0
-    histories["script"] = utils.read_history(tmp_path / "student" / "history.jsonl")
+    histories["script"] = read_history(tmp_path / "student" / "history.jsonl")
     for history in histories.values():
         for record in history:
             del record["seconds"]

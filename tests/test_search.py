@@ -5,8 +5,8 @@ import torch
 
 import utils
 from s9.brief import check_brief
+from s9.results import read_history
 from scripts import candidates, search
-from utils import read_history
 
 
 @pytest.mark.parametrize("name", candidates.CANDIDATES)

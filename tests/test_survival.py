@@ -15,6 +15,7 @@ from torch import nn
 
 import utils
 from s9 import loading as dataset
+from s9.data import subset
 from s9.files import save_tensors
 from s9.guards import check_network
 from s9.runs import RunError, read_checkpoint
@@ -344,7 +345,7 @@ def test_a_last_batch_of_one_image_is_refused_before_training_where_batchnorm_ca
     def network(*layers) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(3072, 16), *layers, nn.Linear(16, 10))
 
-    data = utils.subset(digits, 129)
+    data = subset(digits, 129)
     recipe = utils.Recipe(epochs=1, batch_size=64, precision="fp32")
     with pytest.raises(ValueError, match=r"batch_size=64 leaves a batch of a single image.*give 65"):
         quiet(network(nn.BatchNorm1d(16)), data, recipe, tmp_path)
@@ -369,7 +370,7 @@ def test_files_of_the_users_own_in_a_runs_folder_stay(digits, tmp_path):
 
 def test_a_last_batch_of_one_image_for_each_of_several_processes(digits):
     network = nn.Sequential(nn.Flatten(), nn.Linear(3072, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
-    data, recipe = utils.subset(digits, 131), utils.Recipe(batch_size=64)
+    data, recipe = subset(digits, 131), utils.Recipe(batch_size=64)
     check_network(network, data, recipe)
     with pytest.raises(ValueError, match=r"batch_size=64 leaves a batch of a single image.*give 66"):
         check_network(network, data, recipe, processes=2)

@@ -18,7 +18,8 @@ import models
 import utils
 from s9 import loading
 from s9.data import Data
-from s9.results import LADDER, ROOT
+from s9.recipes import STUDENT_RECIPE
+from s9.results import LADDER, ROOT, read_history
 from s9.weights import load_weights
 from scripts import train
 
@@ -82,8 +83,8 @@ def test_a_run_is_recorded_and_can_be_built_again_from_the_record(tmp_path, asse
         "data", "command", "recipe",
     }  # fmt: skip
     assert row["command"].startswith("python train.py student --set epochs=1 learning_rate=0.02 --record")
-    assert utils.Recipe(**row["recipe"]) == replace(utils.STUDENT_RECIPE, epochs=1, learning_rate=0.02)
-    (record,) = utils.read_history(assets / "runs" / "student.jsonl")
+    assert utils.Recipe(**row["recipe"]) == replace(STUDENT_RECIPE, epochs=1, learning_rate=0.02)
+    (record,) = read_history(assets / "runs" / "student.jsonl")
     assert (row["test_accuracy"], row["test_loss"]) == (record["test_accuracy"], record["test_loss"])
     model = models.StudentNet()
     load_weights(model, assets / "weights" / "student.pt")
@@ -145,7 +146,7 @@ def test_a_sweep_trains_every_experiment_with_every_seed(tmp_path, capsys):
         for seed in (3, 4):
             home = tmp_path / "runs" / f"{name}-{seed}"
             assert json.loads((home / "recipe.json").read_text())["seed"] == seed
-            accuracies.setdefault(name, []).append(utils.read_history(home / "history.jsonl")[0]["test_accuracy"])
+            accuracies.setdefault(name, []).append(read_history(home / "history.jsonl")[0]["test_accuracy"])
     assert said == [
         f"{name}: {np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} % (n = 2)" for name, values in accuracies.items()
     ]
@@ -160,7 +161,7 @@ def test_a_sweep_on_a_dask_cluster_gives_the_same(tmp_path, capsys):
     assert run(tmp_path / "here", *arguments) == 0
     for seed in (0, 1):
         here, there = (
-            utils.read_history(tmp_path / where / "runs" / f"student-{seed}" / "history.jsonl")[0]
+            read_history(tmp_path / where / "runs" / f"student-{seed}" / "history.jsonl")[0]
             for where in ("here", "dask")
         )
         assert there["train_loss"] == pytest.approx(here["train_loss"], rel=1e-3)

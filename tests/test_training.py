@@ -16,12 +16,18 @@ from torch import nn
 import utils
 from models import StudentNet
 from s9 import recipes
+from s9.augmented_batches import Batches, channel_statistics
+from s9.data import subset
 from s9.files import write_whole
+from s9.guards import count_parameters
+from s9.machine import resolve_precision
 from s9.optimizers import make_optimizer
 from s9.randomness import epoch_seed
+from s9.recipes import STUDENT_RECIPE
+from s9.results import history_log, read_history
 from s9.runs import read_checkpoint, sample_outputs
 from s9.weights import Preprocessing
-from utils import Batches, Recipe, train
+from utils import Recipe, train
 
 TINY = Recipe(epochs=3, batch_size=16, learning_rate=0.05, precision="fp32")
 
@@ -60,7 +66,7 @@ def test_seed_recipe_is_the_students():
         "optimizer": "sgd",
     }
     said |= {"schedule": "step", "step_epochs": 15, "step_factor": 0.1, "label_smoothing": 0.0}
-    assert said.items() <= dataclasses.asdict(utils.STUDENT_RECIPE).items()
+    assert said.items() <= dataclasses.asdict(STUDENT_RECIPE).items()
 
 
 def test_every_field_of_a_recipe_has_a_comment():
@@ -84,7 +90,7 @@ def test_recipes_that_cannot_work_are_refused_by_field(field, value):
 
 def reference_training(model, data, recipe, learning_rates) -> nn.Module:
     """The training loop written out: plain SGD by hand, one step after another."""
-    mean, std = utils.channel_statistics(data.train_images)
+    mean, std = channel_statistics(data.train_images)
     batches = Batches(
         data.train_images, data.train_labels, recipe.batch_size, mean, std, shuffle=True, crop=recipe.crop,
         flip=recipe.flip, seed=recipe.seed,
@@ -246,7 +252,7 @@ def test_a_finished_run_is_loaded_and_leaves_its_records(random_data, tmp_path, 
     model = small_net()
     history = quiet(model, random_data, TINY, run="done", root=tmp_path)
     home = tmp_path / "done"
-    assert utils.read_history(home / "history.jsonl") == history
+    assert read_history(home / "history.jsonl") == history
     assert json.loads((home / "recipe.json").read_text()) == dataclasses.asdict(TINY)
     surroundings = json.loads((home / "environment.json").read_text())
     assert surroundings["torch"] == torch.__version__
@@ -488,7 +494,7 @@ def test_training_prints_in_the_students_form(random_data, capsys):
 def test_history_log_holds_what_training_printed(random_data, capsys):
     history = train(small_net(), random_data, TINY, device="cpu")
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("Epoch ", "Test set"))]
-    log = utils.history_log(history, 20).splitlines()
+    log = history_log(history, 20).splitlines()
     assert [line for line in log if line.startswith(("Epoch ", "Test set"))] == printed
 
 
@@ -528,7 +534,7 @@ def test_classify_takes_the_middle_of_a_picture_and_normalises_it(tmp_path):
 def test_parameters_are_counted_if_they_are_trained():
     model = nn.Linear(5, 3)
     model.bias.requires_grad_(False)
-    assert utils.count_parameters(model) == 15
+    assert count_parameters(model) == 15
 
 
 def test_a_failed_write_leaves_the_file_that_was_there(tmp_path):
@@ -545,11 +551,11 @@ def test_a_failed_write_leaves_the_file_that_was_there(tmp_path):
 
 def test_precision():
     cpu = torch.device("cpu")
-    assert utils.resolve_precision("fp32", cpu) == torch.float32
-    assert utils.resolve_precision("bf16", cpu) == torch.bfloat16
-    assert utils.resolve_precision("auto", cpu) in (torch.float32, torch.bfloat16)
+    assert resolve_precision("fp32", cpu) == torch.float32
+    assert resolve_precision("bf16", cpu) == torch.bfloat16
+    assert resolve_precision("auto", cpu) in (torch.float32, torch.bfloat16)
     with pytest.raises(ValueError, match="GPU"):
-        utils.resolve_precision("fp16", cpu)
+        resolve_precision("fp16", cpu)
 
 
 def test_bf16_is_near_fp32(digits):
@@ -576,7 +582,7 @@ def test_fp16_takes_scaled_losses_and_the_same_steps(random_data, tmp_path, monk
 def test_student_learns_from_real_photographs(cifar10):
     """The student's first epoch of 98 steps ends at 26.39 %; 63 small steps must be clearly over chance."""
     torch.manual_seed(0)
-    data = utils.subset(cifar10, 4_000)
+    data = subset(cifar10, 4_000)
     data = data._replace(test_images=data.test_images[::10], test_labels=data.test_labels[::10])
-    (record,) = quiet(StudentNet(), data, replace(utils.STUDENT_RECIPE, epochs=1, batch_size=64))
+    (record,) = quiet(StudentNet(), data, replace(STUDENT_RECIPE, epochs=1, batch_size=64))
     assert 15 < record["test_accuracy"] < 35

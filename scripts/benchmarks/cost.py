@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import utils
+from s9.data import subset
 from s9.results import ROOT
 from scripts.benchmarks import measuring
 from scripts.experiments import EXPERIMENTS
@@ -31,7 +32,7 @@ def one(images: int, batch: int, size: int) -> dict:
     generator = torch.Generator().manual_seed(0)
     data = utils.load_data()
     if size == 32:
-        data = utils.subset(data, images)
+        data = subset(data, images)
     else:
         noise = torch.randint(0, 256, (images, 3, size, size), generator=generator, dtype=torch.uint8)
         data = data._replace(train_images=noise, train_labels=torch.arange(images) % 10)

@@ -10,23 +10,25 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 import utils
+from s9.augmented_batches import Batches, channel_statistics
+from s9.data import Data, subset
 from scripts.benchmarks import measuring, plain
 
 RECIPE = utils.Recipe(batch_size=512, crop=4, flip=True, cutout=8)
 
 
-def ours(data: utils.Data):
+def ours(data: Data):
     """The kit's batches."""
-    mean, std = utils.channel_statistics(data.train_images)
-    return utils.Batches(
+    mean, std = channel_statistics(data.train_images)
+    return Batches(
         data.train_images, data.train_labels, RECIPE.batch_size, mean, std, shuffle=True, crop=RECIPE.crop,
         flip=RECIPE.flip, cutout=RECIPE.cutout,
     )  # fmt: skip
 
 
-def transforms_v2(data: utils.Data):
+def transforms_v2(data: Data):
     """torchvision.transforms.v2 on tensors, image by image, since on a batch it draws once for all."""
-    mean, std = (statistic.tolist() for statistic in utils.channel_statistics(data.train_images))
+    mean, std = (statistic.tolist() for statistic in channel_statistics(data.train_images))
     share = (RECIPE.cutout / 32) ** 2
     transform = v2.Compose(
         [
@@ -44,11 +46,11 @@ def transforms_v2(data: utils.Data):
     return DataLoader(dataset, RECIPE.batch_size, shuffle=True, collate_fn=collate)
 
 
-def kornia_batches(data: utils.Data):
+def kornia_batches(data: Data):
     """kornia.augmentation on whole batches."""
     import kornia.augmentation as K
 
-    mean, std = utils.channel_statistics(data.train_images)
+    mean, std = channel_statistics(data.train_images)
     share = (RECIPE.cutout / 32) ** 2
     augment = torch.nn.Sequential(
         K.RandomCrop((32, 32), padding=RECIPE.crop, padding_mode="reflect"), K.RandomHorizontalFlip(),
@@ -64,7 +66,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    data = utils.subset(utils.load_data(), given.images)
+    data = subset(utils.load_data(), given.images)
     count = len(data.train_labels)
 
     def rate(make) -> float:

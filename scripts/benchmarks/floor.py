@@ -8,6 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import utils
 from netreview.traces import tensors_in
+from s9.data import Data, subset
+from s9.machine import default_device, resolve_precision
 from scripts.benchmarks import measuring
 
 
@@ -34,11 +36,11 @@ class Work(NamedTuple):
     operations: int
 
 
-def work_of_a_step(experiment, data: utils.Data) -> Work:
+def work_of_a_step(experiment, data: Data) -> Work:
     """Forward and backward pass of `experiment` for one batch, the optimiser left out."""
-    part = utils.subset(data, experiment.recipe.batch_size)
-    device = utils.default_device()
-    dtype = utils.resolve_precision(experiment.recipe.precision, device)
+    part = subset(data, experiment.recipe.batch_size)
+    device = default_device()
+    dtype = resolve_precision(experiment.recipe.precision, device)
     run = utils.Trainer(experiment.build(), part, experiment.recipe, device, dtype)
     run.network.train()
     images, labels = next(iter(run.batches))
@@ -54,13 +56,13 @@ def work_of_a_step(experiment, data: utils.Data) -> Work:
 
 def arithmetic_rate(dtype: torch.dtype, size: int = 2048) -> float:
     """Floating-point operations a second in a product of two square matrices, the best of several."""
-    a, b = (torch.randn(size, size, device=utils.default_device()).to(dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=default_device()).to(dtype) for _ in range(2))
     return 2 * size**3 / min(measuring.seconds(lambda: a @ b) for _ in range(8))
 
 
 def copy_rate(megabytes: int = 256) -> float:
     """Bytes a second that a copy reads and writes, the best of several."""
-    source = torch.zeros(megabytes * 2**20, dtype=torch.uint8, device=utils.default_device())
+    source = torch.zeros(megabytes * 2**20, dtype=torch.uint8, device=default_device())
     target = torch.empty_like(source)
     return 2 * source.nbytes / min(measuring.seconds(lambda: target.copy_(source)) for _ in range(8))
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-import utils
+from s9.data import Data
 from s9.files import write_whole
-from s9.machine import device_name
+from s9.machine import default_device, device_name
 from s9.results import ROOT
 
 RECORDS = ROOT / "assets" / "benchmarks.json"
@@ -43,7 +43,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def record(bench: str, values: dict[str, list[float]], unit: str, data: utils.Data | None, digits: int = 3) -> None:
+def record(bench: str, values: dict[str, list[float]], unit: str, data: Data | None, digits: int = 3) -> None:
     """Print median and spread (largest minus smallest) of each side, and keep them in assets/benchmarks.json.
 
     A side may be "ours: some case" where a side has several.
@@ -60,7 +60,7 @@ def record(bench: str, values: dict[str, list[float]], unit: str, data: utils.Da
             "unit": unit,
             "n": len(numbers),
             "spread": float(f"{max(numbers) - min(numbers):.2g}"),
-            "device": device_name(utils.default_device()),
+            "device": device_name(default_device()),
             "torch": torch.__version__,
             "data": f"{data.name}, {data.copy}" if data else "none",
             "command": "python -m scripts.benchmarks." + " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]),

@@ -12,6 +12,8 @@ from torchvision import transforms
 
 import utils
 from s9 import layers
+from s9.augmented_batches import channel_statistics
+from s9.data import Data
 
 
 class PilImages(Dataset):
@@ -27,9 +29,9 @@ class PilImages(Dataset):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def loader(data: utils.Data, recipe: utils.Recipe, workers: int = 0) -> DataLoader:
+def loader(data: Data, recipe: utils.Recipe, workers: int = 0) -> DataLoader:
     """The training images of `data`, augmented as `recipe` says, in shuffled batches."""
-    mean, std = (statistic.tolist() for statistic in utils.channel_statistics(data.train_images))
+    mean, std = (statistic.tolist() for statistic in channel_statistics(data.train_images))
     steps = [transforms.RandomCrop(32, padding=recipe.crop, padding_mode="reflect")] if recipe.crop else []
     steps += [transforms.RandomHorizontalFlip()] if recipe.flip else []
     steps += [transforms.ToTensor(), transforms.Normalize(mean, std)]

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 import utils
+from s9.data import subset
 from s9.processes import joined
 from s9.results import ROOT
 from scripts.benchmarks import measuring
@@ -24,7 +25,7 @@ NAME, IMAGES = "ladder-4", 5120
 def one(threads: int) -> None:
     """What each process runs: three epochs, the main one printing their seconds."""
     torch.set_num_threads(threads)
-    data = utils.subset(utils.load_data(), IMAGES)
+    data = subset(utils.load_data(), IMAGES)
     data = data._replace(test_images=data.test_images[:2], test_labels=data.test_labels[:2])
     experiment = EXPERIMENTS[NAME]
     with joined() as team:

@@ -12,7 +12,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import utils
-from s9.machine import kept_for_reuse
+from s9.data import subset
+from s9.machine import default_device, kept_for_reuse, resolve_precision
 from s9.optimizers import make_optimizer
 from s9.schedules import make_scheduler
 from scripts.benchmarks import measuring, plain
@@ -41,10 +42,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     given = parser.parse_args()
     experiment = EXPERIMENTS[given.name]
-    data = utils.subset(utils.load_data(), (2 * given.steps + 2) * experiment.recipe.batch_size)
+    data = subset(utils.load_data(), (2 * given.steps + 2) * experiment.recipe.batch_size)
     model = experiment.build()
-    device = utils.default_device()
-    run = utils.Trainer(model, data, experiment.recipe, device, utils.resolve_precision("auto", device))
+    device = default_device()
+    run = utils.Trainer(model, data, experiment.recipe, device, resolve_precision("auto", device))
     if given.plain:
         run.network = run.parallel = plain.network(model).to(memory_format=torch.contiguous_format)
         run.optimizer = make_optimizer(run.network, experiment.recipe)

@@ -7,7 +7,7 @@ ladder took, times the seconds an epoch of that network and recipe takes here an
 import argparse
 
 import utils
-from s9.results import LADDER, LAST_RUNGS
+from s9.results import LADDER, LAST_RUNGS, read_history
 from scripts.benchmarks import measuring
 from scripts.benchmarks.training_speed import our_run, seconds_an_epoch
 from scripts.experiments import EXPERIMENTS
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     data = utils.load_data()
-    histories = {run: utils.read_history(measuring.ROOT / "assets" / "runs" / f"{run}.jsonl") for run in RUNGS}
+    histories = {run: read_history(measuring.ROOT / "assets" / "runs" / f"{run}.jsonl") for run in RUNGS}
 
     sides = {run: lambda run=run: seconds_an_epoch(our_run, EXPERIMENTS[run], data, given.steps) for run in RUNGS}
     times = measuring.take_turns(sides, given.rounds)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 import utils
+from s9.data import Data, subset
 from s9.optimizers import make_optimizer
 from s9.schedules import make_scheduler
 from scripts.benchmarks import measuring, plain
@@ -19,7 +20,7 @@ from scripts.experiments import EXPERIMENTS
 EPOCH = 50_000
 
 
-def plain_run(experiment, data: utils.Data, epochs: int) -> tuple[torch.nn.Module, float]:
+def plain_run(experiment, data: Data, epochs: int) -> tuple[torch.nn.Module, float]:
     """Train the plain way; the network, and seconds of training, without the making of the data set."""
     model, recipe = plain.network(experiment.build()), replace(experiment.recipe, epochs=epochs)
     batches = plain.loader(data, recipe)
@@ -33,17 +34,17 @@ def plain_run(experiment, data: utils.Data, epochs: int) -> tuple[torch.nn.Modul
     return model, measuring.seconds(epochs_of_it)
 
 
-def our_run(experiment, data: utils.Data, epochs: int) -> tuple[torch.nn.Module, float]:
+def our_run(experiment, data: Data, epochs: int) -> tuple[torch.nn.Module, float]:
     """Train with the kit; the network, and the seconds of all epochs."""
     model = experiment.build()
     history = utils.train(model, data, replace(experiment.recipe, epochs=epochs), verbose=False)
     return model, sum(record["seconds"] for record in history)
 
 
-def seconds_an_epoch(run, experiment, data: utils.Data, steps: int) -> float:
+def seconds_an_epoch(run, experiment, data: Data, steps: int) -> float:
     """How long `run` takes for `steps` steps, for all 50,000 images."""
     count = steps * experiment.recipe.batch_size
-    part = utils.subset(data, count)._replace(test_images=data.test_images[:2], test_labels=data.test_labels[:2])
+    part = subset(data, count)._replace(test_images=data.test_images[:2], test_labels=data.test_labels[:2])
     return run(experiment, part, 1)[1] * EPOCH / count
 
 
