@@ -22,6 +22,8 @@ class Data(NamedTuple):
     classes: tuple[str, ...]
     name: str  # for titles, such as "CIFAR-10"
     copy: str  # which copy it is, for records
+    train_jpeg: torch.Tensor | None = None  # (N,) bool, whether its file was a JPEG; None where there were no files
+    test_jpeg: torch.Tensor | None = None  # (M,) bool
 
 
 def check_data(data: Data) -> None:
@@ -52,8 +54,21 @@ def check_data(data: Data) -> None:
 def subset(data: Data, count: int, seed: int = 0) -> Data:
     """`count` random training images of `data`, or all where there are no more, and all its test images."""
     chosen = _shuffled(data, "subset", seed)[:count]
-    copy = f"{data.copy}, {len(chosen):,} of its training images"
-    return data._replace(train_images=data.train_images[chosen], train_labels=data.train_labels[chosen], copy=copy)
+    return _with_training_images(data, chosen, f"{data.copy}, {len(chosen):,} of its training images")
+
+
+def without_jpeg(data: Data) -> Data:
+    """`data` without the training images whose files were JPEGs. All its test images stay.
+
+    Where a few images were compressed and these are mostly of one class, a network learns to tell that class by the
+    traces of the compression.
+    """
+    if data.train_jpeg is None or not data.train_jpeg.any():
+        return data
+    kept = (~data.train_jpeg).nonzero().flatten()
+    return _with_training_images(
+        data, kept, f"{data.copy}, {int(data.train_jpeg.sum()):,} JPEG training images left out"
+    )
 
 
 def hold_out(data: Data, count: int, seed: int = 0) -> Data:
@@ -67,12 +82,21 @@ def hold_out(data: Data, count: int, seed: int = 0) -> Data:
         raise DataError(f"{count} of {total} training images cannot be held out: choose 1 to {total - 1}.")
     order = _shuffled(data, "hold_out", seed)
     held, kept = order[:count], order[count:]
-    return data._replace(
-        train_images=data.train_images[kept],
-        train_labels=data.train_labels[kept],
+    copy = f"{data.copy}, {count:,} training images held out as the test set"
+    return _with_training_images(data, kept, copy)._replace(
         test_images=data.train_images[held],
         test_labels=data.train_labels[held],
-        copy=f"{data.copy}, {count:,} training images held out as the test set",
+        test_jpeg=None if data.train_jpeg is None else data.train_jpeg[held],
+    )
+
+
+def _with_training_images(data: Data, chosen: torch.Tensor, copy: str) -> Data:
+    """`data` with those of its training images that `chosen`, int64, names."""
+    return data._replace(
+        train_images=data.train_images[chosen],
+        train_labels=data.train_labels[chosen],
+        train_jpeg=None if data.train_jpeg is None else data.train_jpeg[chosen],
+        copy=copy,
     )
 
 

@@ -151,7 +151,7 @@ def _count_repeated(data: Data) -> int:
 
 def _fingerprint(source: Path) -> str:
     """A name for the files below `source` that changes when one of them does."""
-    digest = hashlib.sha256(str(source.resolve()).encode())
+    digest = hashlib.sha256(f"{source.resolve()} {Data._fields}".encode())
     for folder, folders, files in os.walk(source) if source.is_dir() else [(source.parent, [], [source.name])]:
         folders.sort()
         for entry in sorted(files):
@@ -262,19 +262,19 @@ def _read_image_folders(folder: Path, name: str) -> tuple[Data, list[str]]:
         raise DataError(f"{folder}: train and test do not hold the same classes; only in one of them: {odd}.")
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
         decoded = [list(pool.map(train.loader, [path for path, _ in split.samples])) for split in splits]
-    notes = Counter(note for images in decoded for _, noted in images for note in noted)
+    notes = Counter(note for images in decoded for _, noted, _ in images for note in noted)
     notes = [f"{count:,} images {note}" for note, count in notes.items()]
     tensors = []
     for split, images in zip(splits, decoded, strict=True):
-        stacked = torch.from_numpy(np.stack([pixels for pixels, _ in images])).permute(0, 3, 1, 2).contiguous()
+        stacked = torch.from_numpy(np.stack([pixels for pixels, _, _ in images])).permute(0, 3, 1, 2).contiguous()
         tensors += [stacked, torch.tensor(split.targets)]
     paths = [path for split in splits for path, _ in split.samples]
     others = sum(len(files) for split in splits for _, _, files in os.walk(split.root)) - len(paths)
     if others:
         notes.append(f"{others:,} files were left out, since their names do not end as images' do")
-    jpegs = sum(path.lower().endswith((".jpg", ".jpeg")) for path in paths)
-    classes, copy = tuple(train.classes), f"image folders, {jpegs:,} of {len(paths):,} as JPEG"
-    return Data(*tensors, classes, _name(classes, len(paths), name), copy), notes
+    jpeg = [torch.tensor([kind == "JPEG" for _, _, kind in images]) for images in decoded]
+    classes, copy = tuple(train.classes), f"image folders, {int(sum(map(sum, jpeg))):,} of {len(paths):,} as JPEG"
+    return Data(*tensors, classes, _name(classes, len(paths), name), copy, *jpeg), notes
 
 
 def _name(classes: tuple[str, ...], images: int, otherwise: str) -> str:
@@ -282,8 +282,8 @@ def _name(classes: tuple[str, ...], images: int, otherwise: str) -> str:
     return "CIFAR-10" if classes == CIFAR10_CLASSES and images == 60_000 else otherwise
 
 
-def _read_image(path: str) -> tuple[np.ndarray, list[str]]:
-    """The pixels of an image file, (32, 32, 3) uint8, and what had to be done to it."""
+def _read_image(path: str) -> tuple[np.ndarray, list[str], str]:
+    """The pixels of an image file, (32, 32, 3) uint8, what had to be done to it, and Pillow's name for its format."""
     try:
         with Image.open(path) as image:
             if getattr(image, "n_frames", 1) > 1:
@@ -293,13 +293,13 @@ def _read_image(path: str) -> tuple[np.ndarray, list[str]]:
             if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
                 raise DataError(f"{path} is transparent in parts: lay it on a background.")
             notes = ["were grey, and have three equal channels now"] if image.mode in ("1", "L", "LA") else []
-            pixels = image.convert("RGB")
+            pixels, kind = image.convert("RGB"), image.format
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({_in_a_line(error)}): replace or delete it.") from error
     if pixels.size != (IMAGE_SIZE, IMAGE_SIZE):
         notes.append(f"were resized to {IMAGE_SIZE}x{IMAGE_SIZE}")
         pixels = pixels.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
-    return np.asarray(pixels), notes
+    return np.asarray(pixels), notes, kind
 
 
 def read_picture(picture: str | Path | Image.Image) -> torch.Tensor:

@@ -1,148 +1,120 @@
-"""The candidates of the search that led to S9Net: each changes one thing about the one that it names as its base."""
+"""The candidates of the search for S9Net: each is one that came before with a single setting changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from s9.layers import Conv2d
 from s9.recipes import S9_RECIPE, Recipe
 
-RECIPE = replace(S9_RECIPE, optimizer="sgd")
-
-
-class Candidate(NamedTuple):
-    """A network and a recipe to try."""
-
-    change: str  # what it changes
-    base: str  # about which other candidate
-    build: Callable[[], nn.Module]
-    recipe: Recipe = RECIPE
-
-
-class Gate(nn.Module):
-    """Squeeze-and-excitation: scales each channel by what all of them look like on average (arXiv:1709.01507)."""
-
-    def __init__(self, channels: int, squeezed: int):
-        super().__init__()
-        self.squeeze = nn.Linear(channels, squeezed)
-        self.excite = nn.Linear(squeezed, channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weights = self.excite(F.relu(self.squeeze(x.mean((2, 3))))).sigmoid()
-        return x * weights[:, :, None, None]
-
 
 class Block(nn.Module):
-    """A residual block: a depthwise convolution looks around, one or two pointwise ones mix the channels.
+    """x plus what a depthwise convolution and pointwise ones make of it, as models.ResidualBlock, with more options."""
 
-    Args:
-        expansion: how many times as many channels there are between two pointwise convolutions; 0 for a single one.
-        gate: channels that a gate on the branch squeezes to; 0 for none.
-        relu_after: a ReLU behind the sum.
-        norm_between: BatchNorm between the depthwise and the pointwise convolution.
-    """
-
-    def __init__(self, channels, dilation=1, expansion=0, gate=0, relu_after=True, norm_between=True):
+    def __init__(self, channels: int, dilation: int, expansion: int, kernel: int, activation: type[nn.Module]):
         super().__init__()
-        inner = expansion * channels if expansion else channels
-        layers = [Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False)]
-        layers += [nn.BatchNorm2d(channels)] if norm_between else []
-        if expansion:
-            layers += [nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner)]
-        layers += [nn.ReLU()]
-        layers += [nn.Conv2d(inner, channels, 1, bias=False), nn.BatchNorm2d(channels)]
-        layers += [Gate(channels, gate)] if gate else []
-        self.body = nn.Sequential(*layers)
-        self.after = nn.ReLU() if relu_after else nn.Identity()
+        inner, padding = expansion * channels or channels, dilation * (kernel // 2)
+        widen = [nn.Conv2d(channels, inner, 1, bias=False)] if expansion else []
+        self.branch = nn.Sequential(
+            Conv2d(channels, channels, kernel, padding=padding, dilation=dilation, groups=channels, bias=False),
+            *widen,
+            nn.BatchNorm2d(inner),
+            activation(),
+            nn.Conv2d(inner, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.after(x + self.body(x))
+        return x + self.branch(x)
 
 
-class Stages(nn.Module):
-    """A stem, stages of blocks with an average pool and a pointwise convolution before each, the mean, a linear layer.
+class Network(nn.Module):
+    """S9Net with its choices as settings; as they are here, it is the S9Net that the search began with.
 
     Args:
-        stages: (blocks, channels, size of the pool before, options of the blocks) each.
-        dilated: in these stages every second block is dilated by two.
+        stages: (blocks, channels, expansion of the blocks) at 32x32, at 16x16 and at 8x8.
+        kernel: side of the depthwise convolutions. Every second one at 16x16 is dilated by two.
+        activation: the name of a module of torch.nn.
+        passes: how many times an image goes through each block at 16x16, with the same weights.
+        dropout: probability, before the classifier.
     """
 
-    def __init__(self, *stages: tuple, dilated: tuple[int, ...] = (1,)):
+    def __init__(
+        self,
+        stages: tuple = ((1, 32, 0), (8, 64, 2), (1, 96, 2)),
+        kernel: int = 3,
+        activation: str = "ReLU",
+        passes: int = 1,
+        dropout: float = 0.0,
+    ):
         super().__init__()
+        self.settings = {
+            "stages": stages, "kernel": kernel, "activation": activation, "passes": passes, "dropout": dropout
+        }  # fmt: skip
+        act = getattr(nn, activation)
         before = stages[0][1]
-        layers = [nn.Conv2d(3, before, 3, padding=1, bias=False), nn.BatchNorm2d(before), nn.ReLU()]
-        for index, (blocks, channels, pool, options) in enumerate(stages):
-            if index:
-                layers += [nn.AvgPool2d(pool), nn.Conv2d(before, channels, 1, bias=False), nn.BatchNorm2d(channels)]
-                layers += [nn.ReLU()] if options.get("relu_after", True) else []
-            for number in range(blocks):
-                dilation = 2 if index in dilated and number % 2 else 1
-                layers.append(Block(channels, dilation, **options))
+        layers = [nn.Sequential(nn.Conv2d(3, before, 3, padding=1, bias=False), nn.BatchNorm2d(before), act())]
+        for number, (blocks, channels, expansion) in enumerate(stages):
+            if number:
+                pointwise = nn.Conv2d(before, channels, 1, bias=False)
+                layers.append(nn.Sequential(nn.AvgPool2d(2), pointwise, nn.BatchNorm2d(channels)))
+            dilations = [1 + index % 2 if number == 1 else 1 for index in range(blocks)]
+            for block in [Block(channels, dilation, expansion, kernel, act) for dilation in dilations]:
+                layers += [block] * (passes if number == 1 else 1)
             before = channels
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(before, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier(F.relu(self.features(x)).mean((2, 3)))
-
-
-class Prototype(nn.Module):
-    """After the network that was tried first: a dense dilated convolution leads to 16x16, and most of it is at 8x8."""
-
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
-            Block(32), Block(32),
-            Conv2d(32, 72, 3, stride=2, padding=2, dilation=2, bias=False), nn.BatchNorm2d(72), nn.ReLU(),
-            *[Block(72) for _ in range(4)],
-            nn.AvgPool2d(2), nn.Conv2d(72, 160, 1, bias=False), nn.BatchNorm2d(160), nn.ReLU(),
-            *[Block(160) for _ in range(4)],
-        )  # fmt: skip
-        self.classifier = nn.Linear(160, 10)
+        self.features = nn.Sequential(*layers, act())
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(before, 10))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-LINEAR = {"relu_after": False}
+class Candidate(NamedTuple):
+    """The candidate `base` with another value of one setting, of the network or of the recipe."""
+
+    base: str
+    setting: str
+    value: object
+
+    @property
+    def change(self) -> str:
+        """What it changes, for people."""
+        return f"{self.setting}={self.value}"
 
 
-def expanding(**options) -> Stages:
-    """The stages of `expand-2` with other options of their blocks."""
-    wide = LINEAR | {"expansion": 2} | options
-    return Stages((1, 32, 1, LINEAR), (8, 64, 2, wide), (1, 96, 2, wide))
-
-
-def lean() -> Stages:
-    """The stages of `muon-lean`."""
-    return expanding(norm_between=False)
-
-
-def longer() -> Stages:
-    """The stages of `longer-16`."""
-    return Stages((1, 32, 1, {}), (12, 96, 2, {}), (2, 128, 2, {}))
-
-
-CHOSEN = "muon-lean"  # S9Net in models.py, and "s9net" in train.py
-MUON = replace(RECIPE, optimizer="muon")
+START = "start"  # S9Net as it was when the search began, which has no base
 CANDIDATES = {
-    "prototype": Candidate("two blocks at 32x32, four at 16x16, four at 8x8", "", Prototype),
-    "longer-16": Candidate("twelve blocks at 16x16 and two at 8x8, every second at 16x16 dilated", "prototype", longer),
-    "expand-2": Candidate("blocks of two pointwise convolutions, twice as wide between", "longer-16", expanding),
-    "expand-2-muon": Candidate("Muon", "expand-2", expanding, MUON),
-    "muon-gate": Candidate(
-        "squeeze-and-excitation to 4", "expand-2-muon", lambda: expanding(gate=4), MUON
-    ),
-    "muon-lean": Candidate(
-        "no BatchNorm behind the depthwise convolutions of these blocks", "expand-2-muon", lean, MUON
-    ),
-    "muon-rate-0.1": Candidate("kernels turn twice as far", "expand-2-muon", expanding, replace(MUON, kernel_rate=0.1)),
-    "lean-rate-0.025": Candidate("kernels turn half as far", "muon-lean", lean, replace(MUON, kernel_rate=0.025)),
-}  # fmt: skip
+    "32x32": Candidate(START, "stages", ((2, 48, 2), (7, 64, 2), (1, 96, 2))),
+    "32x32-more": Candidate(START, "stages", ((2, 64, 2), (6, 64, 2), (1, 96, 2))),
+    "twice": Candidate(START, "passes", 2),
+    "5x5": Candidate(START, "kernel", 5),
+    "silu": Candidate(START, "activation", "SiLU"),
+    "dropout": Candidate(START, "dropout", 0.1),
+    "cutout": Candidate(START, "cutout", 8),
+    "smoothing": Candidate(START, "label_smoothing", 0.2),
+    "batch-128": Candidate(START, "batch_size", 128),
+    "momentum": Candidate(START, "momentum", 0.95),
+    "decay": Candidate(START, "weight_decay", 2e-3),
+    "kernel-rate": Candidate(START, "kernel_rate", 0.035),
+}
+
+
+def settings(name: str) -> dict[str, object]:
+    """All settings of a candidate that are not as at the start."""
+    if name == START:
+        return {}
+    candidate = CANDIDATES[name]
+    return settings(candidate.base) | {candidate.setting: candidate.value}
+
+
+def build(name: str, seed: int, epochs: int) -> tuple[nn.Module, Recipe]:
+    """The network of a candidate, with the initial weights of `seed`, and its recipe."""
+    chosen, of_recipe = settings(name), {field.name for field in fields(Recipe)}
+    recipe = replace(S9_RECIPE, **{key: chosen[key] for key in chosen.keys() & of_recipe}, epochs=epochs, seed=seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Network(**{key: chosen[key] for key in chosen.keys() - of_recipe}), recipe

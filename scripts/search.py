@@ -1,8 +1,8 @@
 """The search that led to S9Net: `python -m scripts.search NAME...` tries candidates on held-out training images.
 
-Each candidate changes one thing about the one that it names as its base. It trains for a few epochs, one-cycle, on all
-but 5,000 of the training images, chosen by a fixed seed, and is tested on those: the test set plays no part. What came
-out is a row of assets/search.csv.
+Each candidate changes one setting of the one that it names as its base. It trains for a few epochs on all but 5,000 of
+the lossless training images, chosen by a fixed seed, and is tested on those: the test set plays no part. What came out
+is a row of assets/search.csv.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ import csv
 import json
 import statistics
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from s9.data import hold_out
+from s9.data import hold_out, without_jpeg
 from s9.files import changing, write_whole
 from s9.guards import count_parameters
 from s9.loading import load_data
 from s9.results import ASSETS, SEARCH_EPOCHS
-from scripts.candidates import CANDIDATES
+from scripts.candidates import CANDIDATES, START, build
 from scripts.endings import exit_code
 from utils import train
 
@@ -40,22 +39,18 @@ def multiply_adds(model: nn.Module) -> int:
 
 def try_out(name: str, seed: int, epochs: int) -> dict:
     """Train a candidate and return its row."""
-    candidate = CANDIDATES[name]
     data = load_data()
     if data.name != "CIFAR-10":
         raise ValueError(f"The search is on CIFAR-10, and this is {data.name}.")
-    data = hold_out(data, HELD_OUT)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = candidate.build()
-    recipe = replace(candidate.recipe, epochs=epochs, seed=seed)
+    data = hold_out(without_jpeg(data), HELD_OUT)
+    model, recipe = build(name, seed, epochs)
     run = f"search-{name}-{seed}-{epochs}"
     history = train(model, data, recipe, run=run)
     surroundings = json.loads((Path("runs") / run / "environment.json").read_text())
     return {
         "candidate": name,
-        "base": candidate.base,
-        "change": candidate.change,
+        "base": CANDIDATES[name].base if name in CANDIDATES else "",
+        "change": CANDIDATES[name].change if name in CANDIDATES else "",
         "epochs": epochs,
         "seed": seed,
         "held_out_accuracy": round(history[-1]["test_accuracy"], 2),
@@ -94,7 +89,7 @@ def keep(row: dict) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.search", description=__doc__)
-    parser.add_argument("names", nargs="+", choices=CANDIDATES, metavar="NAME", help=", ".join(CANDIDATES))
+    parser.add_argument("names", nargs="+", choices=[START, *CANDIDATES], metavar="NAME", help=", ".join(CANDIDATES))
     parser.add_argument(
         "--epochs", type=int, default=SEARCH_EPOCHS, help="of the short schedule (default: %(default)s)"
     )

@@ -14,10 +14,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from joblib import Parallel, delayed, parallel_config
-from sklearn.metrics import accuracy_score
 
-from s9.data import Data, hold_out
+from s9.data import Data, hold_out, without_jpeg
 from s9.files import changing, write_whole
 from s9.guards import count_parameters
 from s9.loading import load_data
@@ -32,10 +30,15 @@ from utils import predict, train
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
-def flip_averaged_accuracy(model: torch.nn.Module, data: Data) -> float:
-    """Percent of the test images right by the mean logits of each and its mirror image."""
-    predicted, _ = predict(model, data, flip=True)
-    return 100 * accuracy_score(data.test_labels, predicted)
+def other_accuracies(model: torch.nn.Module, data: Data) -> dict[str, float]:
+    """Percent right by the mean logits of each test image and its mirror image, and of those that are no JPEGs."""
+    labels = data.test_labels.numpy()
+    (plain, _), (averaged, _) = predict(model, data), predict(model, data, flip=True)
+    lossless = slice(None) if data.test_jpeg is None else ~data.test_jpeg.numpy()
+    return {
+        "flip_averaged_accuracy": round(100 * (averaged == labels).mean(), 2),
+        "lossless_accuracy": round(100 * (plain == labels)[lossless].mean(), 2),
+    }
 
 
 def read_rows(assets: Path) -> list[dict]:
@@ -62,9 +65,11 @@ def check_record(name: str, experiment: Experiment, data: str, assets: Path) -> 
 
 
 def record(
-    name: str, experiment: Experiment, history: list[dict], flip_averaged: float, command: str, root: Path, assets: Path
+    name: str, experiment: Experiment, history: list[dict], others: dict, command: str, root: Path, assets: Path
 ) -> None:
     """Add a finished run to `assets`/results.json, with its history beside it as runs/`name`.jsonl.
+
+    `others` are its `other_accuracies`.
 
     Raises:
         ValueError: the run is not finished, or `check_record` refuses it.
@@ -80,7 +85,7 @@ def record(
         "seed": experiment.recipe.seed,
         "test_accuracy": history[-1]["test_accuracy"],
         "test_loss": history[-1]["test_loss"],
-        "flip_averaged_accuracy": round(flip_averaged, 2),
+        **others,
         "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
         **surroundings,
         "command": command,
@@ -114,6 +119,7 @@ def parse_setting(text: str) -> tuple[str, object]:
 def chosen_data(given: argparse.Namespace) -> Data:
     """The data that the command line names."""
     data = load_data(given.data)
+    data = without_jpeg(data) if given.without_jpeg else data
     return hold_out(data, given.validation) if given.validation is not None else data
 
 
@@ -130,6 +136,8 @@ def train_one(
 
 def sweep(given: argparse.Namespace) -> None:
     """Train every NAME with every seed, in `--jobs` processes or on a Dask cluster, and print means and spreads."""
+    from joblib import Parallel, delayed, parallel_config  # here, since all else starts sooner without
+
     experiments = {
         (name, seed): EXPERIMENTS[name].changed(given.set, seed) for name in given.names for seed in given.seeds
     }
@@ -173,7 +181,7 @@ def single(given: argparse.Namespace, command: str) -> None:
             check_record(run, experiment, f"{data.name}, {data.copy}", ASSETS)
         history, model = train_one(experiment, run, data, given)
         if given.record and team.is_main:
-            record(run, experiment, history, flip_averaged_accuracy(model, data), command, given.root, ASSETS)
+            record(run, experiment, history, other_accuracies(model, data), command, given.root, ASSETS)
             if given.weights:
                 save_weights(model, ASSETS / "weights" / f"{run}.pt")
 
@@ -188,6 +196,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help=f"change the recipe: {', '.join(field.name for field in fields(Recipe))}",
     )  # fmt: skip
     parser.add_argument("--data", help="folder or tar archive of images, or digits (see load_data)")
+    parser.add_argument("--without-jpeg", action="store_true", help="leave training images out whose files are JPEGs")
     parser.add_argument("--validation", type=int, metavar="N", help="hold out N training images and test on those")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
     parser.add_argument("--record", action="store_true", help="add the finished run to assets/")

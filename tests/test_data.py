@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from s9 import loading as dataset
 from s9.augmented_batches import channel_statistics
-from s9.data import Data, hold_out, subset
+from s9.data import Data, hold_out, subset, without_jpeg
 from s9.files import save_tensors, write_whole
 from s9.loading import CIFAR10_CLASSES
 from utils import DataError, load_data
@@ -91,8 +91,10 @@ def test_second_start_reads_the_cache(image_folders, tmp_path, monkeypatch):
     first = load_data(image_folders, tmp_path / "root")
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded again"))
     second = load_data(image_folders, tmp_path / "root")
-    assert all(torch.equal(a, b) for a, b in zip(first[:4], second[:4], strict=True))
-    assert first[4:] == second[4:]
+    tensors = [field for field in Data._fields if torch.is_tensor(getattr(first, field))]
+    assert len(tensors) == 6
+    assert all(torch.equal(getattr(first, field), getattr(second, field)) for field in tensors)
+    assert first[4:7] == second[4:7]
 
 
 def test_changed_files_are_read_again(image_folders, tmp_path):
@@ -257,6 +259,28 @@ def test_a_pickle_that_runs_code_is_refused(batches_folder, tmp_path, monkeypatc
     with pytest.raises(DataError, match="data_batch_1"):
         load_data(batches_folder, tmp_path / "root")
     assert not Path("exploited").exists()
+
+
+def test_jpeg_training_images_can_be_left_out(image_folders, tmp_path):
+    jpegs = sorted((image_folders / "train" / "odd").glob("*.png"))[:3]
+    jpegs += sorted((image_folders / "test" / "odd").glob("*.png"))[:1]
+    for path in jpegs:
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".JPG"), format="JPEG")
+        path.unlink()
+    data = load_data(image_folders, tmp_path / "root")
+    assert (int(data.train_jpeg.sum()), int(data.test_jpeg.sum())) == (3, 1)
+    assert (data.train_labels[data.train_jpeg] == data.classes.index("odd")).all()
+    lossless = without_jpeg(data)
+    assert len(lossless.train_images) == len(data.train_images) - 3
+    assert not lossless.train_jpeg.any()
+    assert "3 JPEG training images left out" in lossless.copy
+    assert torch.equal(lossless.test_images, data.test_images)
+    kept = images_by_label(data.train_images[~data.train_jpeg], data.train_labels[~data.train_jpeg])
+    assert images_by_label(lossless.train_images, lossless.train_labels) == kept
+    assert int(hold_out(data, 39).test_jpeg.sum()) + int(hold_out(data, 39).train_jpeg.sum()) == 3
+    assert without_jpeg(lossless) is lossless
+    assert without_jpeg(load_data("digits")).train_jpeg is None
 
 
 def test_hold_out_and_subset(random_data):

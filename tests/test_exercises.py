@@ -7,7 +7,7 @@ from torch import nn
 from models import DWSeparableConv2d, StudentNet
 from s9 import exercises
 from s9.results import ASSETS
-from scripts.candidates import Stages
+from scripts.candidates import Network
 
 
 class Unmended(DWSeparableConv2d):
@@ -36,7 +36,7 @@ def test_mending_is_judged_by_what_is_computed():
 def test_a_planted_fault_is_found_and_a_healthy_network_is_not_blamed():
     torch.manual_seed(0)
     assert exercises.check_planted(StudentNet()).startswith("Found: discarded-output at features.0.relu")
-    healthy = nn.Sequential(Stages((1, 8, 1, {}), (1, 8, 4, {})))
+    healthy = nn.Sequential(Network(((1, 8, 0), (1, 8, 0))))
     assert exercises.check_planted(healthy).startswith("Not yet")
 
 
@@ -57,8 +57,8 @@ def test_a_picture():
 
 
 def test_small_networks():
-    small = Stages((1, 16, 1, {}), (8, 48, 2, {}), (1, 64, 2, {}))
+    small = Network(((1, 16, 0), (8, 48, 0), (1, 64, 0)))
     assert exercises.check_small(small).startswith("Well done")
     assert "have to go" in exercises.check_small(StudentNet(use_relu=True))
-    shallow = Stages((1, 16, 1, {}), (1, 16, 2, {}), dilated=())
+    shallow = Network(((1, 16, 0), (1, 16, 0)))
     assert "receptive field, pixels, dilated convolutions" in exercises.check_small(shallow)
