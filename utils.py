@@ -22,11 +22,12 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
+from s9 import lesson_figures
 from s9.architecture import layer_summary
 from s9.augmented_batches import Batches, channel_statistics
 from s9.data import Data, DataError, check_data
 from s9.guards import check_network, count_parameters, first_layer_not_finite, memory_errors_told
-from s9.lesson_figures import TEST_COLOUR, TRAIN_COLOUR, new_figure, show_image, surest_mistakes
+from s9.lesson_figures import TEST_COLOUR, TRAIN_COLOUR, names_to_draw, new_figure, show_image, surest_mistakes
 from s9.loading import load_data, read_picture
 from s9.machine import autocast, default_device, environment, kept_for_reuse, resolve_precision
 from s9.optimizers import make_optimizer
@@ -378,6 +379,7 @@ def plot_performance(history: list[dict], caption: str) -> plt.Figure:
         row[0].set_ylabel("cross-entropy, nats" if quantity == "loss" else "percent right")
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
+        axis.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axis.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
@@ -410,7 +412,7 @@ def plot_mistakes(
     data, predicted: np.ndarray, probabilities: np.ndarray, caption: str, rows: int = 4, columns: int = 5
 ) -> plt.Figure:
     """The test images that are most confidently taken for something else, the surest first."""
-    labels = data.test_labels.numpy()
+    labels, names = data.test_labels.numpy(), names_to_draw(data.classes)
     wrong = int((predicted != labels).sum())
     surest = surest_mistakes(data, predicted, probabilities)[: rows * columns]
     title = f"{wrong:,} of {len(labels):,} are wrong; these it is surest of"
@@ -418,28 +420,31 @@ def plot_mistakes(
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, index in zip(axes.flat, surest, strict=False):
-        guess = f"{data.classes[predicted[index]]} {100 * probabilities[index].max():.0f} %"
-        show_image(axis, data.test_images[index], f"{guess}\nis {data.classes[labels[index]]}")
+        guess = f"{names[predicted[index]]} {100 * probabilities[index].max():.0f} %"
+        show_image(axis, data.test_images[index], f"{guess}\nis {names[labels[index]]}")
     return figure
 
 
 def plot_confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], caption: str) -> plt.Figure:
-    """Counts and row percentages; `matrix` (classes, classes) has the true classes in its rows, as scikit-learn's."""
+    """Counts and row percentages; of more than 20 classes the worst pairs beside the matrix in colours.
+
+    `matrix` (classes, classes) has the true classes in its rows, as scikit-learn's.
+    """
+    names, count = names_to_draw(classes), len(classes)
     percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    off_diagonal = np.where(np.eye(len(classes), dtype=bool), -1, percent)
+    off_diagonal = np.where(np.eye(count, dtype=bool), -1, percent)
     true, taken = np.unravel_index(off_diagonal.argmax(), matrix.shape)
-    title = f"{percent[true, taken]:.0f} % of class '{classes[true]}' are taken for '{classes[taken]}'"
-    cells = np.array(
-        [[f"{n}\n{p:.0f}%" for n, p in zip(*pair, strict=True)] for pair in zip(matrix, percent, strict=True)]
-    )
-    figure, axes = new_figure(1, 1, 10, 9, title, caption)
+    title = f"{percent[true, taken]:.0f} % of class '{names[true]}' are taken for '{names[taken]}'"
+    if count > lesson_figures.MOST_CLASSES:
+        return lesson_figures.plot_worst_pairs(matrix, names, title, caption)
+    cells = [[f"{n}\n{p:.0f}%" for n, p in zip(*pair, strict=True)] for pair in zip(matrix, percent, strict=True)]
+    side = max(10, 0.62 * count)
+    figure, axes = new_figure(1, 1, side, side - 1, title, caption)
     sns.heatmap(
-        percent, annot=cells, fmt="", annot_kws={"size": 11}, cmap="Blues", vmin=0, vmax=100, square=True,
-        xticklabels=classes, yticklabels=classes, cbar_kws={"label": "percent of the true class", "shrink": 0.7},
-        ax=axes[0, 0],
+        percent, annot=np.array(cells), fmt="", annot_kws={"size": 11 if count <= 12 else 8}, cmap="Blues", vmin=0,
+        vmax=100, square=True, cbar_kws={"label": "percent of the true class", "shrink": 0.7}, ax=axes[0, 0],
     )  # fmt: skip
     axes[0, 0].set_xlabel("predicted", fontsize=14)
     axes[0, 0].set_ylabel("true", fontsize=14)
-    axes[0, 0].tick_params(labelsize=13, rotation=0)
-    axes[0, 0].tick_params(axis="x", rotation=40)
+    lesson_figures.name_ticks(axes[0, 0], names)
     return figure

@@ -4,6 +4,7 @@ Each plot returns a matplotlib Figure for the caller to show or save. Its first 
 `caption`, what it was measured on: network, data set, accuracy.
 """
 
+import functools
 import io
 import math
 import textwrap
@@ -13,15 +14,58 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
+from matplotlib import font_manager
 from PIL import Image
 
 TRAIN_COLOUR, TEST_COLOUR, REFERENCE_COLOUR = (sns.color_palette("colorblind")[index] for index in (1, 0, 7))
 
 
+MOST_CLASSES = 20  # that a figure shows one by one; of more it shows some, and says so
+LONGEST_NAME = 16  # characters of a class name in a figure
+# After matplotlib's own: what has Chinese, Japanese and Korean letters on Linux, macOS and Windows.
+FONTS = (
+    "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
+    "Droid Sans Fallback", "Arial Unicode MS", "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo",
+    "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Noto Sans", "Noto Sans Devanagari",
+)  # fmt: skip
+
+
+@functools.cache
+def _fonts_here() -> tuple[list[str], frozenset[int]]:
+    """Which of FONTS are installed, and the letters that they have between them."""
+    here = set(font_manager.get_font_names())
+    names = [name for name in FONTS if name in here]
+    files = [font_manager.findfont(name) for name in names]
+    return names, frozenset(letter for file in files for letter in font_manager.get_font(file).get_charmap())
+
+
+def names_to_draw(classes: tuple[str, ...]) -> list[str]:
+    """Class names for a figure: long ones shortened in the middle, and "class 3" where no font has the letters."""
+    _, letters = _fonts_here()
+    drawn, half = [], LONGEST_NAME // 2
+    for number, name in enumerate(classes):
+        if not all(ord(letter) in letters for letter in name):
+            name = f"class {number}"
+        drawn.append(name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}")
+    return drawn
+
+
+def classes_shown(classes: tuple[str, ...]) -> tuple[list[int], str]:
+    """The classes that a figure has room for, spread over all of them, and how its title counts them."""
+    count = len(classes)
+    if count <= MOST_CLASSES:
+        return list(range(count)), f"{count} classes"
+    return [round(place) for place in np.linspace(0, count - 1, MOST_CLASSES)], f"{MOST_CLASSES} of {count} classes"
+
+
 def new_figure(rows: int, columns: int, width: float, height: float, title: str, caption: str, **options):
     """A grid of axes under two title lines; sizes in inches."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options)
-    figure.suptitle(f"{title}\n{caption}", fontsize=15)
+    style = {"text.parse_math": False, "font.family": _fonts_here()[0]}
+    with plt.rc_context(style):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options
+        )
+        figure.suptitle(f"{title}\n{caption}", fontsize=15)
     plt.close(figure)  # the caller shows it: a notebook would otherwise show it twice
     return figure, axes
 
@@ -34,18 +78,19 @@ def show_image(axis, image: torch.Tensor, title: str = "") -> None:
 
 
 def plot_samples(data, caption: str, seed: int = 0) -> plt.Figure:
-    """Five random training images of each class, two classes a row."""
+    """Five random training images of each class, two classes a row; of many classes some."""
     generator = torch.Generator().manual_seed(seed)
-    rows, size = math.ceil(len(data.classes) / 2), data.train_images.shape[-1]
-    title = f"{len(data.classes)} classes, {size}x{size} pixels: hard to tell, even for you"
+    shown, counted = classes_shown(data.classes)
+    names, rows, size = names_to_draw(data.classes), math.ceil(len(shown) / 2), data.train_images.shape[-1]
+    title = f"{counted}, {size}x{size} pixels: hard to tell, even for you"
     figure, axes = new_figure(rows, 10, 11, 1.3 * rows + 0.8, title, caption)
-    for label, name in enumerate(data.classes):
-        row = axes[label // 2, 5 * (label % 2) :][:5]
+    for place, label in enumerate(shown):
+        row = axes[place // 2, 5 * (place % 2) :][:5]
         members = (data.train_labels == label).nonzero().flatten()
         chosen = members[torch.randperm(len(members), generator=generator)[:5]]
         for axis, index in zip(row, chosen, strict=False):
             show_image(axis, data.train_images[index])
-        row[0].set_title(name, fontsize=14, loc="left")
+        row[0].set_title(names[label], fontsize=14, loc="left")
     for axis in axes.flat:
         axis.set_axis_off()
     return figure
@@ -82,16 +127,20 @@ def plot_receptive_field(rows: list[tuple[str, int]], image: torch.Tensor, capti
 def plot_templates(matrix: np.ndarray, classes: tuple[str, ...], caption: str, size: int = 32) -> plt.Figure:
     """The columns of a (3 * size * size, classes) matrix as pictures: what each class is compared with, pixel by pixel.
 
-    Grey is a weight of 0; each picture is scaled by its own largest weight.
+    Grey is a weight of 0; each picture is scaled by its own largest weight. Of many classes some are shown.
     """
-    columns = math.ceil(len(classes) / 2)
-    title = f"All that the network knows: {len(classes)} blurred pictures"
-    figure, axes = new_figure(2, columns, 2.1 * columns, 5.2, title, caption)
+    shown, _ = classes_shown(classes)
+    names, columns = names_to_draw(classes), min(5, math.ceil(len(shown) / 2))
+    rows = math.ceil(len(shown) / columns)
+    some = "" if len(shown) == len(classes) else f", {len(shown)} of them here"
+    title = f"All that the network knows: {len(classes)} blurred pictures{some}"
+    figure, axes = new_figure(rows, columns, max(6.5, 2.1 * columns), 2.3 * rows + 0.6, title, caption)
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, name, weights in zip(axes.flat, classes, matrix.T, strict=False):
-        picture = 127.5 * (1 + weights / np.abs(weights).max())
-        show_image(axis, torch.from_numpy(picture.round().astype(np.uint8)).view(3, size, size), name)
+    for axis, label in zip(axes.flat, shown, strict=False):
+        weights = matrix[:, label]
+        picture = 127.5 * (1 + weights / max(np.abs(weights).max(), 1e-12))
+        show_image(axis, torch.from_numpy(picture.round().astype(np.uint8)).view(3, size, size), names[label])
     return figure
 
 
@@ -177,6 +226,39 @@ def plot_search(rows: list[dict], caption: str, chosen: str) -> plt.Figure:
     axis.set(xlabel="seconds an epoch", ylabel="percent of held-out images right")
     axis.margins(x=0.15)
     axis.grid(alpha=0.3)
+    return figure
+
+
+def name_ticks(axis, names: list[str]) -> None:
+    """Class names along both sides of a matrix: as they are, never as formulas."""
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_ticks(np.arange(len(names)) + 0.5, names, fontsize=13, parse_math=False, fontfamily=_fonts_here()[0])
+    plt.setp(axis.get_yticklabels(), rotation=0)
+    plt.setp(axis.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+
+
+def plot_worst_pairs(matrix: np.ndarray, names: list[str], title: str, caption: str) -> plt.Figure:
+    """A confusion matrix of many classes, its percentages as colours, and beside it the pairs that are confused most.
+
+    `matrix` (classes, classes) holds counts, with the true classes in its rows.
+    """
+    figure, axes = new_figure(1, 2, 14, 7.5, title, caption, gridspec_kw={"width_ratios": [1.2, 1]})
+    whole, bars = axes[0]
+    share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    drawn = whole.imshow(share, cmap="Blues", norm="symlog", vmin=0, vmax=100, interpolation="nearest")
+    whole.set(xlabel="predicted, number of the class", ylabel="true, number of the class")
+    figure.colorbar(drawn, ax=whole, label="percent of the true class", ticks=[0, 1, 10, 100], format="%d")
+    off_diagonal = np.where(np.eye(len(names), dtype=bool), -1, share).ravel()
+    worst = [np.unravel_index(place, matrix.shape) for place in np.argsort(-off_diagonal, kind="stable")[:MOST_CLASSES]]
+    worst = [pair for pair in worst if matrix[pair]]
+    bars.barh(range(len(worst)), [share[pair] for pair in worst], color=TEST_COLOUR)
+    labels = [f"{names[true]} → {names[taken]}" for true, taken in worst]
+    bars.yaxis.set_ticks(range(len(worst)), labels, parse_math=False, fontfamily=_fonts_here()[0])
+    for place, pair in enumerate(worst):
+        bars.text(share[pair], place, f" {matrix[pair]} of {matrix[pair[0]].sum()}", va="center", fontsize=9)
+    bars.set(xlabel="percent of the true class", title="what is most often taken for what")
+    bars.margins(x=0.2)
+    bars.invert_yaxis()
     return figure
 
 

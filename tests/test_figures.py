@@ -15,6 +15,7 @@ from netreview.rates import RangeTest
 from s9 import architecture
 from s9 import lesson_figures as figures
 from s9.augmented_batches import augmented_versions
+from s9.data import Data
 
 CAPTION = "SomeNet on some data, 12.3 %"
 
@@ -222,6 +223,51 @@ def test_learning_rate_range_marks_both_rates():
     drawn = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].lines[1:]}
     assert drawn == {"given": [0.03, 0.03], "falls fastest": [0.1, 0.1]}
     assert figure.axes[0].lines[0].get_ydata().tolist() == curve.losses
+
+
+ODD_NAMES = ("$a_1$", "two words", "\\frac{", "猫", "собака", "x" * 60, "a$b")
+
+
+@pytest.fixture(params=[2, 20, 200])
+def odd_classes(request) -> Data:
+    """Noise of any number of classes, with names that are no plain words."""
+    count, generator = request.param, torch.Generator().manual_seed(0)
+    names = (ODD_NAMES + tuple(f"class-{number:03}" for number in range(count)))[:count]
+    images = torch.randint(0, 256, (2 * count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(2 * count) % count
+    return Data(images, labels, images, labels, names, "se$t$", "made for tests")
+
+
+def test_figures_of_any_number_of_classes_with_any_names_can_be_read(odd_classes, recwarn):
+    count = len(odd_classes.classes)
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(count), 2 * count)
+    predicted = probabilities.argmax(1)
+    matrix = np.ones((count, count), dtype=int)
+    matrix[1, 0] = 9 * count
+    drawn = (
+        figures.plot_samples(odd_classes, CAPTION),
+        figures.plot_templates(np.ones((3072, count)), odd_classes.classes, CAPTION),
+        utils.plot_mistakes(odd_classes, predicted, probabilities, CAPTION),
+        utils.plot_confusion_matrix(matrix, odd_classes.classes, CAPTION),
+    )
+    for figure in drawn:
+        check(figure)
+        assert max(figure.get_size_inches()) < 15
+        assert figure.axes[0].title.get_parse_math() is False
+    assert not [str(warning.message) for warning in recwarn]
+    samples, _, _, confusion = drawn
+    assert "'two words' are taken for '$a_1$'" in confusion.get_suptitle()
+    assert len(visible(samples)) == 2 * min(count, 20)
+    assert ("20 of 200 classes" if count > 20 else f"{count} classes") in samples.get_suptitle()
+    pairs = [label.get_text() for label in confusion.axes[min(1, count // 21)].get_yticklabels()]
+    assert pairs[0] == ("two words → $a_1$" if count > 20 else "$a_1$")
+    assert len(pairs) == min(count, 20)
+
+
+def test_names_in_figures():
+    long, sentence = figures.names_to_draw(("n01443537 goldfish, Carassius auratus", "a sentence"))
+    assert (len(long), long[:7], long[-8:], sentence) == (16, "n014435", " auratus", "a sentence")
+    assert figures.names_to_draw(("a", "\U0010fffd")) == ["a", "class 1"]  # no font has a private letter
 
 
 # ------------------------------------------------------------------------------------------------ architecture picture
