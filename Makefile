@@ -1,12 +1,16 @@
-# make notebook: execute S9.ipynb here, outputs in it.   make test: lint, tests, and S9.ipynb on a small data set.
+# make notebook: execute S9.ipynb, outputs in runs/S9.ipynb.   make test: lint, tests, and S9.ipynb on a small data set.
+# make publish: a full run on CIFAR-10 (an hour and a half without a GPU), which then replaces S9.ipynb and its figures.
 # make benchmarks: measure all that the README says of speed, on a machine that does nothing else (an hour).
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: notebook test benchmarks oldest warnings clean
+.PHONY: notebook publish test benchmarks oldest warnings clean
 
 notebook: .venv/installed
-	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=-1 S9.ipynb
+	$(BIN)/python -m scripts.notebook
+
+publish: .venv/installed
+	$(BIN)/python -m scripts.notebook --publish
 
 test: .venv/installed-dev
 	$(BIN)/python -m ruff check .

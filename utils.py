@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from s9 import lesson_figures
 from s9.architecture import layer_summary
@@ -189,7 +190,7 @@ class Trainer:
         self.parallel.train()
         loss_sum, correct = (torch.zeros((), device=self.device) for _ in range(2))
         seen, every = 0, 1 if self.device.type == "cpu" else 20  # reading a number off a GPU makes it wait
-        progress = tqdm(self.batches, disable=not self.verbose, desc="Train", mininterval=1)
+        progress = tqdm(self.batches, disable=not self.verbose, desc="Train", mininterval=1, file=sys.stdout)
         for step, (images, labels) in enumerate(progress):
             loss, right = self.loss(images, labels)
             is_read = step % every == 0 or step == len(self.batches) - 1
@@ -203,7 +204,8 @@ class Trainer:
             seen += len(labels)
             if is_read:
                 accuracy = 100 * correct.item() * self.team.size / seen
-                progress.set_description(f"Train: Loss={shown:.4f} Batch_id={step} Accuracy={accuracy:.2f}")
+                said = f"Train: Loss={shown:.4f} Batch_id={step} Accuracy={accuracy:.2f}"
+                progress.set_description(said, refresh=False)
             if self.on_step:
                 self.on_step(self.batches.epoch - 1, step)
         self.team.average_statistics(self.model)
@@ -378,8 +380,7 @@ def plot_performance(history: list[dict], caption: str) -> plt.Figure:
             axis.grid(alpha=0.3)
         row[0].set_ylabel("cross-entropy, nats" if quantity == "loss" else "percent right")
     for axis in axes[-1]:
-        axis.set_xlabel("epoch")
-        axis.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        axis.set(xlabel="epoch", xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
@@ -444,7 +445,5 @@ def plot_confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], caption:
         percent, annot=np.array(cells), fmt="", annot_kws={"size": 11 if count <= 12 else 8}, cmap="Blues", vmin=0,
         vmax=100, square=True, cbar_kws={"label": "percent of the true class", "shrink": 0.7}, ax=axes[0, 0],
     )  # fmt: skip
-    axes[0, 0].set_xlabel("predicted", fontsize=14)
-    axes[0, 0].set_ylabel("true", fontsize=14)
     lesson_figures.name_ticks(axes[0, 0], names)
     return figure

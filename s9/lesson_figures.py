@@ -230,8 +230,9 @@ def plot_search(rows: list[dict], caption: str, chosen: str) -> plt.Figure:
 
 
 def name_ticks(axis, names: list[str]) -> None:
-    """Class names along both sides of a matrix: as they are, never as formulas."""
-    for side in (axis.xaxis, axis.yaxis):
+    """Class names along both sides of a confusion matrix: as they are, never as formulas."""
+    for side, said in ((axis.xaxis, "predicted"), (axis.yaxis, "true")):
+        side.set_label_text(said, fontsize=14)
         side.set_ticks(np.arange(len(names)) + 0.5, names, fontsize=13, parse_math=False, fontfamily=_fonts_here()[0])
     plt.setp(axis.get_yticklabels(), rotation=0)
     plt.setp(axis.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")

@@ -1,10 +1,14 @@
-"""The committed notebook, without executing it; nbval does that."""
+"""The committed notebook, without executing it, which nbval does; and the program that executes notebooks."""
 
 import ast
+import copy
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
+
+from scripts import notebook
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = nbformat.read(ROOT / "S9.ipynb", as_version=4)
@@ -58,3 +62,37 @@ def test_public_functions_have_docstrings(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_read_in_one_sitting(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
+
+
+# ------------------------------------------------------------------------------------------------------- executing it
+
+
+def small_notebook(path: Path, *sources: str) -> Path:
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("## 3. What?"), *cells]), path)
+    return path
+
+
+def test_a_notebook_is_executed_beside_itself_up_to_what_fails(tmp_path, capsys):
+    bar = "import sys\nfrom tqdm import tqdm\nprint('before')\nfor _ in tqdm(range(3), file=sys.stdout): pass"
+    source = small_notebook(tmp_path / "in.ipynb", bar, "1 / 0", "print('after')")
+    before, target = source.read_bytes(), tmp_path / "runs" / "out.ipynb"
+    with pytest.raises(notebook.NotebookError, match=r"^Cell 3, in '3\. What\?', failed \(ZeroDivisionError"):
+        notebook.execute(source, target)
+    assert "3. What?" in capsys.readouterr().err
+    assert source.read_bytes() == before
+    _, finished, failed, never = nbformat.read(target, as_version=4).cells
+    (output,) = finished.outputs
+    assert re.fullmatch(r"before\n100%\|█+\| 3/3 .*\n", output.text)  # the bar as it ended, and nothing of before
+    assert failed.outputs[-1].ename == "ZeroDivisionError"
+    assert never.execution_count is None
+
+
+def test_only_a_full_run_on_cifar10_is_published():
+    notebook.check_published(NOTEBOOK)
+    other = copy.deepcopy(NOTEBOOK)
+    for cell in other.cells:
+        for output in cell.get("outputs", []):
+            output["text"] = output.get("text", "").replace("data: CIFAR-10", "data: digits")
+    with pytest.raises(notebook.NotebookError, match="this printed no 'data: CIFAR-10'"):
+        notebook.check_published(other)
