@@ -30,7 +30,7 @@ from s9.data import Data, DataError, check_data
 from s9.guards import check_network, count_parameters, first_layer_not_finite, memory_errors_told
 from s9.lesson_figures import TEST_COLOUR, TRAIN_COLOUR, names_to_draw, new_figure, show_image, surest_mistakes
 from s9.loading import load_data, read_picture
-from s9.machine import autocast, default_device, environment, kept_for_reuse, resolve_precision
+from s9.machine import autocast, chosen_device, environment, kept_for_reuse, resolve_precision
 from s9.optimizers import make_optimizer
 from s9.processes import Team
 from s9.randomness import epoch_seed, kept_random_states, random_states, seed_all, set_random_states
@@ -84,12 +84,12 @@ def train(
 
     Raises:
         TrainingStopped: by Ctrl-C; the model is as after the last whole epoch.
-        TypeError, ValueError: network, data, recipe and device do not fit each other.
+        TypeError, ValueError: network, data, recipe and device do not fit each other, or are not to be had.
         RunError: the kept run has another recipe, network or data set, is in use, or could not be saved.
         FloatingPointError: the loss became NaN or infinite.
         MemoryError: a batch does not fit into memory.
     """
-    device = torch.device(device) if device else default_device()
+    device = chosen_device(device)
     check_data(data)
     check_recipe_fits(recipe, data.train_images)
     dtype, team = resolve_precision(recipe.precision, device), Team()
@@ -331,7 +331,7 @@ def predict(
     Returns:
         Predicted classes, (M,) int64, and probabilities, (M, classes) float32.
     """
-    device = torch.device(device) if device else default_device()
+    device = chosen_device(device)
     model.eval().to(device, memory_format=torch.channels_last)
     batches = test_batches(model, data, device)
     dtype = resolve_precision(precision, device)

@@ -35,8 +35,13 @@ def check_data(data: Data) -> None:
     """
     if not isinstance(data, Data):
         raise TypeError(f"Data: give what load_data returns, not {type(data).__name__}.")
+    if len(data.classes) < 2:
+        raise DataError(f"There is {len(data.classes)} class; give at least two.")
     for split in ("train", "test"):
         images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+        for name, values in (("images", images), ("labels", labels)):
+            if not isinstance(values, torch.Tensor):
+                raise DataError(f"{split}_{name} are of type {type(values).__name__}; give a tensor.")
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise DataError(f"{split}_images are {tuple(images.shape)} {images.dtype}; give (N, 3, H, W) of uint8.")
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
@@ -49,6 +54,9 @@ def check_data(data: Data) -> None:
                 f"{split}_labels reach from {lowest} to {highest}, and there are {classes} classes: number the classes "
                 "from 0."
             )
+    ours, theirs = (tuple(images.shape[1:]) for images in (data.train_images, data.test_images))
+    if ours != theirs:
+        raise DataError(f"Training images are {ours} and test images {theirs}: give images of one size.")
 
 
 def subset(data: Data, count: int, seed: int = 0) -> Data:

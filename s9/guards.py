@@ -45,6 +45,8 @@ def check_network(model: nn.Module, data: Data, recipe: Recipe, processes: int =
     for name, parameter in parameters.items():
         if nn.parameter.is_lazy(parameter):
             raise ValueError(f"Network: {name} has no shape yet; call the network once on a batch of images.")
+        if parameter.is_meta:
+            raise ValueError(f"Network: {name} has no numbers, as on the meta device; build the network anew.")
         if not parameter.isfinite().all():
             raise ValueError(f"Network: {name} holds NaN or infinite numbers; build the network anew.")
     for training in (False, True):

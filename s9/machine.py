@@ -19,6 +19,22 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def chosen_device(device: torch.device | str | None) -> torch.device:
+    """`device`, or the default one for None.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if device is None:
+        return default_device()
+    try:
+        torch.empty(1, device=device).cpu()
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).partition("\n")[0][:150]
+        raise ValueError(f"device={str(device)!r} is not to be had here ({reason}): give None for the best.") from error
+
+
 def has_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for bf16; one that only emulates it is slower in it than in fp32."""
     if device.type == "cuda":
