@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.tries import networks  # noqa: F401  (registers its areas)
+from scripts.tries import exercises, networks  # noqa: F401  (each registers its areas)
 from scripts.tries.trying import AREAS, SENTENCE, WELL, Try, outcome, run
 
 
