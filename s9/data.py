@@ -35,8 +35,6 @@ def check_data(data: Data) -> None:
     """
     if not isinstance(data, Data):
         raise TypeError(f"Data: give what load_data returns, not {type(data).__name__}.")
-    if len(data.classes) < 2:
-        raise DataError(f"There is {len(data.classes)} class; give at least two.")
     for split in ("train", "test"):
         images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
         for name, values in (("images", images), ("labels", labels)):
@@ -54,6 +52,8 @@ def check_data(data: Data) -> None:
                 f"{split}_labels reach from {lowest} to {highest}, and there are {classes} classes: number the classes "
                 "from 0."
             )
+    if len(data.classes) < 2:
+        raise DataError(f"There is {len(data.classes)} class; give at least two.")
     ours, theirs = (tuple(images.shape[1:]) for images in (data.train_images, data.test_images))
     if ours != theirs:
         raise DataError(f"Training images are {ours} and test images {theirs}: give images of one size.")
