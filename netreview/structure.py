@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from netreview.copies import DoesNotRun
-from netreview.fields import receptive_field
+from netreview.fields import follow
 from netreview.findings import Found, check
 from netreview.subject import Subject
 from netreview.traces import Operation, Value
@@ -263,12 +263,11 @@ def small_field(subject: Subject):
     if len(size) != 3 or len(subject.few) != 2:
         return
     try:
-        rows = receptive_field(subject.model, size)
-    except (ValueError, DoesNotRun):  # it cannot be followed through this network, or does not take one blank image
+        followed = follow(subject.model, size)
+    except (ValueError, DoesNotRun):  # it cannot be followed through this network, or does not take blank images
         return
-    recorded, _ = subject.traces
-    layers = {operation.where for operation in recorded.operations if operation.name == "convolution"}
-    fields = [row.receptive_field for row in rows if row.layer in layers or row.layer.endswith("convolution")]
-    seen = max((max(field) if isinstance(field, tuple) else field for field in fields), default=math.inf)
-    if seen < size[-1]:
+    maps = [operation.outputs[0] for operation in followed.recorded.used if operation.name == "convolution"]
+    fields = [followed.fields[value] for value in maps if value.tensor.shape[2:].numel() > 1]
+    seen = max((max(field.extent) for field in fields), default=math.inf)
+    if seen < size[-1] and not any(field.clipped for field in fields):
         yield Found("", f"The last convolution sees {seen} pixels of {size[-1]}.")

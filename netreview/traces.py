@@ -46,6 +46,8 @@ class Operation:
     inputs: list[Value]
     outputs: list[Value]
     is_random: bool = False  # whether it draws random numbers
+    function: object = None  # the operator itself
+    named: dict = field(default_factory=dict)  # the arguments that were given by name
 
     @property
     def images(self) -> list[Value]:
@@ -209,7 +211,9 @@ class _Recorder(TorchDispatchMode):
             if tensor.shape != (0,):  # the statistics that BatchNorm does not compute in eval mode
                 outputs.append(Value(tensor, any(value.from_image for value in inputs), is_drawn=is_drawn))
                 self._set(tensor, outputs[-1])
-        self.trace.operations.append(Operation(name, self.inside[-1].path, args, inputs, outputs, is_random))
+        self.trace.operations.append(
+            Operation(name, self.inside[-1].path, args, inputs, outputs, is_random, function, kwargs or {})
+        )
         return output
 
 

@@ -3,11 +3,11 @@
 import html
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
-from netreview.fields import receptive_field
-from netreview.traces import Operation, Trace, layer_name, trace
+from netreview.fields import Followed, follow
+from netreview.traces import Operation, Trace, Value, layer_name
+from s9.pooling import averages_all, last_maps, takes_maximum
 
 MOST_PARAMETERS = 200_000
 LEAST_FIELD = 44  # pixels, to be seen more than
@@ -65,30 +65,40 @@ def check_brief(model: nn.Module, test_accuracy: float, input_size: tuple[int, i
         test_accuracy: percent of the test images right.
         input_size: of one image, (C, H, W).
 
+    The receptive field is that of a position of the last maps, before they are averaged: what normalises a whole map,
+    or scales it by a gate, looks at everything and is not counted.
+
     Raises:
-        ValueError: the accuracy is not a percentage, or the receptive field cannot be followed through the network.
+        ValueError: the accuracy is not a percentage, or the network takes values from places that it computes.
     """
     if not 0 <= test_accuracy <= 100:
         raise ValueError(f"check_brief: test_accuracy={test_accuracy!r} is not a percentage, from 0 to 100.")
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    recorded = trace(model, torch.zeros(1, *input_size, device=device))
-    averages = _last_averages(recorded)
+    followed = follow(model, input_size)
+    recorded = followed.recorded
+    maps = last_maps(recorded)
+    averaged = bool(maps) and all(averages_all(recorded, value) for value in maps)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    field = _field_of_maps(model, input_size, averages)
-    maxima = [layer_name(model, operation) for operation in recorded.used if _takes_maximum(operation)]
+    field, clipped = _field_of_maps(maps, followed)
+    maxima = [layer_name(model, operation) for operation in recorded.used if takes_maximum(operation, followed)]
     separable = [layer_name(model, operation) for operation in recorded.used if _is_separable(operation, recorded)]
     dilated = [layer_name(model, operation) for operation in recorded.used if _is_dilated(operation)]
-    sizes = ["×".join(map(str, operation.images[0].tensor.shape[2:])) for operation in averages]
+    sizes = ", ".join(sorted({"×".join(map(str, value.tensor.shape[2:])) for value in maps}))
     return Brief(
         [
-            Rule("parameters", f"{parameters:,}", f"< {MOST_PARAMETERS:,}", parameters < MOST_PARAMETERS),
-            Rule("receptive field, pixels", str(field), f"> {LEAST_FIELD}", field > LEAST_FIELD),
+            Rule(
+                "parameters", _counted(model, recorded, parameters), f"< {MOST_PARAMETERS:,}",
+                parameters < MOST_PARAMETERS,
+            ),
+            Rule(
+                "receptive field, pixels", f"at least {field}, all of the image" if clipped else str(field),
+                f"> {LEAST_FIELD}", field > LEAST_FIELD or clipped,
+            ),
             Rule("pooling that takes a maximum", _some(maxima), "none", not maxima),
             Rule("depthwise-separable convolutions", _some(separable), "at least one", bool(separable)),
             Rule("dilated convolutions", _some(dilated), "at least one", bool(dilated)),
             Rule(
-                "global average pooling before the classifier", f"of maps of {', '.join(sizes)}" if sizes else "none",
-                "yes", bool(averages),
+                "global average pooling before the classifier", f"of maps of {sizes}" if averaged else "none",
+                "yes", averaged,
             ),
             Rule(
                 "test accuracy", f"{test_accuracy:.2f} %", f">= {LEAST_ACCURACY:g} %",
@@ -103,9 +113,11 @@ def _some(names: list[str]) -> str:
     return f"{len(names)}, such as {names[0]}" if len(names) > 1 else names[0] if names else "none"
 
 
-def _takes_maximum(operation: Operation) -> bool:
-    is_map = operation.images and operation.images[0].tensor.ndim == 4
-    return bool(is_map) and ("max_pool" in operation.name or operation.name in ("amax", "max"))
+def _counted(model: nn.Module, recorded: Trace, parameters: int) -> str:
+    """How many parameters there are, and how many of them the logits depend on."""
+    names = {value.name for operation in recorded.used for value in operation.inputs if value.name}
+    used = sum(parameter.numel() for name, parameter in model.named_parameters() if name in names)
+    return f"{parameters:,}" if used == parameters else f"{parameters:,}, of which {used:,} are used"
 
 
 def _kernel(operation: Operation) -> tuple[int, ...]:
@@ -139,39 +151,18 @@ def _is_separable(operation: Operation, recorded: Trace) -> bool:
 
 
 def _mixes_channels(operation: Operation, channels: int) -> bool:
+    """Whether it is a layer on each of several positions."""
+    source = operation.images[0].tensor
     if operation.name == "convolution":
-        return max(_kernel(operation)) == 1 and operation.args[8] < channels
-    return operation.images[0].tensor.shape[-1] == channels  # a linear layer on a channels-last map
+        return max(_kernel(operation)) == 1 and operation.args[8] < channels and source.shape[2:].numel() > 1
+    # A product of matrices: on a channels-last map, or an einsum.
+    return channels in source.shape[-2:] and source.numel() > 2 * channels  # of two images
 
 
-def _last_averages(recorded: Trace) -> list[Operation]:
-    """The averages of whole maps through which alone the output depends on the maps; none if it has another way."""
-    producers = {value: operation for operation in recorded.operations for value in operation.outputs}
-    averages, waiting, seen = [], list(recorded.outputs), set()
-    while waiting:
-        operation = producers.get(waiting.pop())
-        if operation is None or operation in seen:
-            continue
-        seen.add(operation)
-        if _averages_whole_map(operation):
-            averages.append(operation)
-        elif any(value.tensor.ndim == 4 and value.tensor.shape[2:].numel() > 1 for value in operation.images):
-            return []
-        else:
-            waiting += operation.images
-    return averages
+def _field_of_maps(maps: list[Value], followed: Followed) -> tuple[int, bool]:
+    """What one position of the last maps sees, and whether the image is too small to tell.
 
-
-def _averages_whole_map(operation: Operation) -> bool:
-    if operation.name != "mean" and "avg_pool2d" not in operation.name:
-        return False
-    source, result = operation.images[0].tensor, operation.outputs[0].tensor
-    return source.ndim == 4 and result.numel() == source.shape[:2].numel()
-
-
-def _field_of_maps(model: nn.Module, input_size: tuple[int, int, int], averages: list[Operation]) -> int:
-    """What one position of the last map sees: an average of all positions sees everything, and tells nothing."""
-    last = {layer_name(model, operation) for operation in averages}
-    rows = [row for row in receptive_field(model, input_size)[:-1] if row.layer not in last]
-    fields = (row.receptive_field for row in rows)
-    return max((min(field) if isinstance(field, tuple) else field for field in fields), default=1)
+    An average of all positions sees everything, and tells nothing.
+    """
+    fields = [followed.fields[value] for value in maps if value in followed.fields]
+    return max((min(field.extent) for field in fields), default=1), any(field.clipped for field in fields)

@@ -135,3 +135,117 @@ def test_summary_touches_neither_the_model_nor_the_random_state(state_of_numpy_a
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
     assert capsys.readouterr().out == ""
+
+
+def body():
+    """Sees 5 pixels, of 32x32 positions."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+
+
+class Headed(nn.Module):
+    """The body, a function of its map, and a linear layer on as many features as that gives."""
+
+    def __init__(self, function, features=8, *parts):
+        super().__init__()
+        self.body, self.function, self.parts = body(), function, nn.Sequential(*parts)
+        self.head = nn.Linear(features, 10)
+
+    def forward(self, x):
+        return self.head(self.function(self.body(x)).flatten(1))
+
+
+def found(model, word):
+    return next((rule.found, rule.passed) for rule in check_brief(model, 90.0) if word in rule.rule)
+
+
+AVERAGES = {
+    "mean((2, 3))": lambda x: x.mean((2, 3)),
+    "mean(-1).mean(-1)": lambda x: x.mean(-1).mean(-1),
+    "mean(2).mean(2)": lambda x: x.mean(2).mean(2),
+    "flatten(2).mean(2)": lambda x: x.flatten(2).mean(2),
+    "view.mean": lambda x: x.view(*x.shape[:2], -1).mean(-1),
+    "sum / HW": lambda x: x.sum((2, 3)) / 1024,
+    "einsum": lambda x: torch.einsum("nchw->nc", x) / 1024,
+    "channels last": lambda x: x.permute(0, 2, 3, 1).mean((1, 2)),
+    "adaptive": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "two in a row": lambda x: F.avg_pool2d(F.avg_pool2d(x, 4), 8),
+    "generalised mean": lambda x: x.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3),
+    "mean and maximum": lambda x: x.mean((2, 3)) + x.amax((2, 3)),
+    "logarithm behind": lambda x: x.mean((2, 3)).log1p(),
+}
+NO_AVERAGES = {
+    "17 of 32": (lambda x: F.avg_pool2d(x, 17), 8),
+    "20 of 32": (lambda x: F.avg_pool2d(x, 20), 8),
+    "half": (lambda x: x[:, :, :16].mean((2, 3)), 8),
+    "quarters": (lambda x: F.avg_pool2d(x, 16), 32),
+    "flattened": (lambda x: x, 8192),
+    "maximum": (lambda x: x.amax((2, 3)), 8),
+    "the middle": (lambda x: x[:, :, 16, 16], 8),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_global_average_in_any_form(name):
+    assert found(Headed(AVERAGES[name]), "global") == ("of maps of 32×32", True) or name == "two in a row"
+    assert found(Headed(AVERAGES[name]), "global")[1]
+    assert found(Headed(AVERAGES[name]), "receptive") == ("5" if name != "two in a row" else "8", False)
+
+
+@pytest.mark.parametrize("name", NO_AVERAGES)
+def test_what_is_no_global_average(name):
+    function, features = NO_AVERAGES[name]
+    assert found(Headed(function, features), "global") == ("none", False)
+
+
+def test_receptive_field_is_asked_before_the_average_whatever_the_head_is():
+    convolution = nn.Sequential(body(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 10, 1), nn.Flatten())
+    before = nn.Sequential(body(), nn.Conv2d(8, 10, 1), nn.AvgPool2d(32), nn.Flatten())
+    flattened = nn.Sequential(body(), nn.Flatten(), nn.Linear(8192, 10))
+    for model in (convolution, before, flattened, Headed(AVERAGES["adaptive"])):
+        assert found(model, "receptive") == ("5", False)
+    gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Sigmoid())
+
+    class Gated(Headed):
+        def forward(self, x):
+            x = self.body(x)
+            return self.head((x * self.parts(x)).mean((2, 3)))
+
+    assert found(Gated(None, 8, gate), "receptive") == ("5", False)
+
+
+MAXIMA = {
+    "shifted slices": (lambda x: torch.maximum(x[..., ::2], x[..., 1::2]).mean((2, 3)), True),
+    "unfolded": (lambda x: x.unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2)).mean((2, 3)), True),
+    "reshaped": (lambda x: x.reshape(*x.shape[:2], 16, 2, 16, 2).amax((3, 5)).mean((2, 3)), True),
+    "max()[0]": (lambda x: x.reshape(*x.shape[:2], 16, 2, 32).max(3)[0].mean((2, 3)), True),
+    "topk": (lambda x: x.flatten(2).topk(2)[0].mean(2), True),
+    "global": (lambda x: x.flatten(2).max(2)[0], True),
+    "pool of the negative": (lambda x: -F.max_pool2d(-x, 2).mean((2, 3)), True),
+    "softmax by hand": (lambda x: (x - x.amax(1, keepdim=True)).exp().mean((2, 3)), False),
+    "maxout": (lambda x: torch.maximum(x[:, :4], x[:, 4:]).repeat(1, 2, 1, 1).mean((2, 3)), False),
+    "divided by its maximum": (lambda x: (x / x.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)).mean((2, 3)), False),
+    "divided by each map's": (lambda x: (x / (x.amax((2, 3), keepdim=True) + 1e-6)).mean((2, 3)), False),
+    "relu": (lambda x: torch.maximum(x, torch.zeros(())).mean((2, 3)), False),
+}
+
+
+@pytest.mark.parametrize("name", MAXIMA)
+def test_maximum_over_positions_in_any_form(name):
+    function, is_pooling = MAXIMA[name]
+    assert found(Headed(function), "maximum")[1] != is_pooling
+
+
+def test_separable_needs_positions_to_mix_at():
+    depthwise = nn.Conv2d(8, 8, 3, groups=8)
+
+    class Einsum(Headed):
+        def forward(self, x):
+            return self.head(torch.einsum("nchw,kc->nkhw", self.parts(self.body(x)), self.head.weight[:8]).mean((2, 3)))
+
+    assert found(Headed(lambda x: depthwise(x).mean((2, 3))), "separable") == ("none", False)
+    assert found(Einsum(None, 8, depthwise), "separable")[1]
+
+
+def test_parameters_that_are_not_used_are_told():
+    model = Headed(AVERAGES["mean((2, 3))"], 8, nn.Linear(100, 10))
+    assert found(model, "parameters") == ("1,908, of which 898 are used", True)

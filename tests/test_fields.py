@@ -14,8 +14,8 @@ def test_receptive_field_of_student():
     rows = receptive_field(StudentNet(), (3, 32, 32))
     assert [row.receptive_field for row in rows if row.kernel > 1] == [3, 5, 9, 13, 17, 21, 29, 37, 45, 61, 77, 85]
     assert [row.jump for row in rows if row.stride > 1] == [2, 4, 8, 16]
-    assert rows[2] == ("features.1.depthwise", 3, 1, 1, 1, 5)
-    assert rows[-1] == ("output", 1, 1, 1, 16, 85)
+    assert rows[2] == ("features.1.depthwise", 3, 1, 1, 1, 5, False)
+    assert rows[-1] == ("output", 1, 1, 1, 16, 85, False)
 
 
 def sum_pool(x, kernel_size, stride=None, padding=0, dilation=1, **_):
@@ -110,10 +110,84 @@ def test_receptive_field_leaves_the_model_alone():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("layer", [nn.ConvTranspose2d(3, 3, 2, 2), nn.Upsample(scale_factor=2), nn.PixelShuffle(1)])
-def test_receptive_field_refuses_what_enlarges_the_map(layer):
-    with pytest.raises(ValueError, match="enlarges"):
-        receptive_field(nn.Sequential(conv(3, 3), layer), (3, 32, 32))
+class Module(nn.Module):
+    """A function of maps as a module."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function, self.parts = function, nn.ModuleDict(parts)
+
+    def forward(self, x):
+        return self.function(x, self.parts) if self.parts else self.function(x)
+
+
+def shuffled(x):
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def scaled(x, parts):
+    return x * torch.sigmoid(parts["gate"](x.mean((2, 3), keepdim=True)))
+
+
+def on_channels_last(x, parts):
+    return parts["linear"](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def shifted(x):
+    return F.pad(x, (3, 0))[..., :-3] + F.pad(x, (0, 3))[..., 3:]
+
+
+ANY_OPERATION = {  # by hand: what a pixel in the middle sees
+    "shuffled": (nn.Sequential(conv(3, 8), Module(shuffled), conv(8, 8)), 5),
+    "channels last": (nn.Sequential(conv(3, 8), Module(on_channels_last, linear=nn.Linear(8, 8)), conv(8, 8)), 5),
+    "unshuffled": (nn.Sequential(nn.PixelUnshuffle(2), conv(12, 8)), 6),
+    "shifted": (Module(shifted), (1, 7)),
+    "rolled": (Module(lambda x: x + x.roll(2, 2)), (3, 1)),
+    "enlarged": (nn.Sequential(conv(3, 8), nn.Upsample(scale_factor=2), conv(8, 8)), 4),
+    "transposed": (nn.Sequential(conv(3, 8), nn.ConvTranspose2d(8, 8, 2, 2)), 3),
+    "normalised": (nn.Sequential(conv(3, 8), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8), conv(8, 8)), 5),
+    "gated": (nn.Sequential(conv(3, 8), Module(scaled, gate=conv(8, 8, 1)), conv(8, 8)), 5),
+    "unfolded": (Module(lambda x: F.unfold(x, 3).view(len(x), 27, 30, 30)), 3),
+}
+
+
+@pytest.mark.parametrize("name", ANY_OPERATION)
+def test_receptive_field_behind_any_operation(name):
+    model, expected = ANY_OPERATION[name]
+    row = receptive_field(model, (3, 32, 32))[-1]
+    assert (row.receptive_field, row.clipped) == (expected, False)
+
+
+def test_receptive_field_says_where_the_image_is_too_small():
+    mixed = Module(lambda x: torch.fft.ifft2(torch.fft.fft2(x) * 0.5).real)
+    row = receptive_field(nn.Sequential(conv(3, 4), mixed), (3, 32, 32))[-1]
+    assert (row.receptive_field, row.clipped) == (32, True)
+    assert "at least 32" in str(row)
+    beyond = receptive_field(nn.Sequential(*[conv(3, 3, 7, padding=3) for _ in range(9)]), (3, 32, 32))[-1]
+    assert (beyond.receptive_field, beyond.clipped) == (1 + 9 * 6, False)  # of the formula, which nothing contradicts
+
+
+@pytest.mark.parametrize("size", [(3, 80, 100), (3, 224, 224)])
+def test_receptive_field_on_large_images(size):
+    model = nn.Sequential(conv(3, 4, stride=2), conv(4, 4), Module(shuffled), conv(4, 4, 5))
+    assert receptive_field(model, size)[-1].receptive_field == 3 + 4 + 8
+
+
+def test_receptive_field_refuses_computed_places():
+    def warped(x):
+        grid = F.affine_grid(torch.eye(2, 3).expand(len(x), 2, 3), x.shape, align_corners=False)
+        return F.grid_sample(x, grid + x.mean(), align_corners=False)
+
+    def deformed(x):
+        return torchvision.ops.deform_conv2d(x, x[:, :2].repeat(1, 9, 1, 1), torch.ones(4, 3, 3, 3), padding=1)
+
+    def picked(x):
+        return x.gather(3, x.argsort(3))
+
+    for function in (warped, deformed, picked):
+        with pytest.raises(ValueError, match="places that it computes"):
+            receptive_field(Module(function), (3, 32, 32))
 
 
 def test_receptive_field_refuses_an_output_that_ignores_the_image():
