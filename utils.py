@@ -69,7 +69,8 @@ def train(
             `device`, in eval mode, with the weights of the last epoch, and with `preprocessing`: its classes and its
             normalisation.
         run: keep the run under `root`/`run`: its recipe, environment, history, and one checkpoint per epoch. A finished
-            run is loaded instead of repeated, an unfinished one resumes after its last whole epoch.
+            run is loaded instead of repeated, an unfinished one resumes after its last whole epoch, and one with a
+            "step" schedule goes on if it is asked for more epochs.
         verbose: print settings, progress and results.
         compile_mode: a mode of torch.compile, such as "default", or "reduce-overhead" for CUDA graphs.
         on_step: called after each step with the numbers of the epoch and of the step, from 0.

@@ -54,6 +54,9 @@ def check_data(data: Data) -> None:
             )
     if len(data.classes) < 2:
         raise DataError(f"There is {len(data.classes)} class; give at least two.")
+    for name in data.classes:
+        if not isinstance(name, str) or name.encode("utf-8", "ignore").decode() != name:  # bytes in no known code
+            raise DataError(f"{name!a} is no name for a class: give it as text, and set LC_ALL=C.UTF-8 to read it.")
     ours, theirs = (tuple(images.shape[1:]) for images in (data.train_images, data.test_images))
     if ours != theirs:
         raise DataError(f"Training images are {ours} and test images {theirs}: give images of one size.")

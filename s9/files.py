@@ -33,15 +33,21 @@ def write_whole(path: Path, write: Callable[[Path], object], previous: Path | No
     """Call `write(temporary)` and rename the result to `path`, so that `path` is never half-written.
 
     What was there before is kept as `previous`, if that is given.
+
+    Raises:
+        OSError: of `path`, whichever file could not be written; what was there before is whole.
     """
-    with unfinished(path.parent) as folder:
-        temporary = folder / path.name
-        write(temporary)
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())  # on the disk before the name is, or a power cut would leave an empty file
-        if previous and path.exists():
-            _keep(path, previous, folder / previous.name)
-        os.replace(temporary, path)
+    try:
+        with unfinished(path.parent) as folder:
+            temporary = folder / path.name
+            write(temporary)
+            with open(temporary, "rb+") as written:
+                os.fsync(written.fileno())  # on the disk before the name is, or a power cut would leave an empty file
+            if previous and path.exists():
+                _keep(path, previous, folder / previous.name)
+            os.replace(temporary, path)
+    except OSError as error:  # a full disk names no file, and otherwise it would be the temporary one
+        raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _keep(path: Path, previous: Path, temporary: Path) -> None:

@@ -22,10 +22,19 @@ PATIENCE = datetime.timedelta(minutes=10)  # that a process waits for the others
 
 @contextlib.contextmanager
 def joined() -> Iterator[Team]:
-    """Join the processes that torchrun started, over NCCL on GPUs and gloo on CPUs; alone, do nothing."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    """Join the processes that torchrun started, over NCCL on GPUs and gloo on CPUs; alone, do nothing.
+
+    Raises:
+        ValueError: the environment says that there are others, and torchrun has not said who.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
         yield Team()
         return
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing or not size.isdecimal():
+        lacking = f", and {missing[0]} is not" if missing else ""
+        raise ValueError(f"WORLD_SIZE={size} is set{lacking}: start with torchrun, or unset WORLD_SIZE.")
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -45,7 +45,7 @@ class Recipe:
             check(getattr(self, field) in choices, field, f"choose from {', '.join(choices)}")
         for field in ("epochs", "batch_size", "step_epochs", "crop", "cutout", "seed"):
             lowest = 1 if field in ("epochs", "batch_size", "step_epochs") else 0
-            check(lowest <= getattr(self, field) < 2**31, field, f"give a whole number from {lowest} up")
+            check(lowest <= getattr(self, field) < 2**31, field, f"give a whole number from {lowest} to {2**31 - 1}")
         for field in ("learning_rate", "kernel_rate", "step_factor"):
             check(0 < getattr(self, field) < math.inf, field, "give a number over 0")
         for field in ("momentum", "label_smoothing", "warmup"):

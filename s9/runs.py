@@ -95,6 +95,9 @@ class Run:
             return None
         kept = checkpoint["identity"]
         kept["recipe"] = asdict(Recipe()) | kept["recipe"]  # fields that came later have their defaults
+        longer = self._is_longer_than(kept["recipe"])
+        if longer:
+            kept["recipe"]["epochs"] = self.identity["recipe"]["epochs"]
         for name, value in self.identity.items():
             if not _agree(kept[name], value):
                 raise RunError(
@@ -103,7 +106,13 @@ class Run:
                 )
         with self._usable():  # the process may have had no time to
             self._write("history.jsonl", _as_lines(checkpoint["history"]))
+            if longer:
+                self._write_recipe()
         return checkpoint
+
+    def _is_longer_than(self, kept: dict) -> bool:
+        """Whether a recipe asks for more epochs than were kept, under a schedule that no number of epochs changes."""
+        return self.identity["recipe"]["epochs"] > kept["epochs"] and kept["schedule"] == "step"
 
     def restore(self, restore: Callable[[dict], object], checkpoint: dict) -> None:
         """Call `restore(checkpoint)`.
@@ -127,7 +136,7 @@ class Run:
         """
         try:
             if not history:
-                self._write("recipe.json", json.dumps(self.identity["recipe"], indent=2) + "\n")
+                self._write_recipe()
                 self._write("environment.json", json.dumps(environment, indent=2) + "\n")
             save_tensors(state | {"identity": self.identity, "history": history}, self.checkpoint, self.previous)
             self._write("history.jsonl", _as_lines(history))
@@ -136,6 +145,9 @@ class Run:
                 f"{self.folder}: epoch {len(history)} could not be saved ({error.strerror}). What was saved before is "
                 "whole; free some space and start again, and the run resumes from there."
             ) from error
+
+    def _write_recipe(self) -> None:
+        self._write("recipe.json", json.dumps(self.identity["recipe"], indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:
         write_whole(self.folder / name, lambda path: path.write_text(text, encoding="utf-8"))

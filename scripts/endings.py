@@ -13,7 +13,10 @@ def exit_code(work: Callable, *arguments) -> int:
     except KeyboardInterrupt as stop:
         print(str(stop) or "Stopped; the same command resumes.", file=sys.stderr)
         return 130
-    except (DataError, ValueError, FloatingPointError, MemoryError, OSError) as error:
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}." if error.filename else error, file=sys.stderr)
+        return 1
+    except (DataError, ValueError, FloatingPointError, MemoryError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -59,9 +59,9 @@ def check_record(name: str, experiment: Experiment, data: str, assets: Path) -> 
     for row in [row for row in read_rows(assets) if row["run"] == name]:
         for field, value in this.items():
             if row[field] != value:
-                raise ValueError(f"The record of {name} is of {field} {row[field]}, not {value}: give another --run.")
+                raise ValueError(f"The record of {name} is of {field} {row[field]}, not {value}: give another --name.")
         if row["epochs"] > (epochs := experiment.recipe.epochs):
-            raise ValueError(f"The record of {name} is of {row['epochs']} epochs, not {epochs}: give another --run.")
+            raise ValueError(f"The record of {name} is of {row['epochs']} epochs, not {epochs}: give another --name.")
 
 
 def record(
@@ -114,6 +114,18 @@ def parse_setting(text: str) -> tuple[str, object]:
         return name, value == "True" if types[name] is bool else types[name](value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{name} is of type {types[name].__name__}, not {value!r}") from None
+
+
+def setting_or_name(text: str) -> str | tuple[str, object]:
+    """A setting, or the NAME that follows the last of them."""
+    return text if text in EXPERIMENTS else parse_setting(text)
+
+
+def seed_or_name(text: str) -> str | int:
+    """A seed, or the NAME that follows the last of them."""
+    if text not in EXPERIMENTS and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a seed is a whole number from 0 up, not {text!r}")
+    return text if text in EXPERIMENTS else int(text)
 
 
 def chosen_data(given: argparse.Namespace) -> Data:
@@ -189,10 +201,12 @@ def single(given: argparse.Namespace, command: str) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("names", nargs="+", choices=EXPERIMENTS, metavar="NAME", help=", ".join(EXPERIMENTS))
-    parser.add_argument("--run", help="name of the run, if it is not the experiment's")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(EXPERIMENTS))
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], type=parse_setting, metavar="FIELD=VALUE",
+        "--name", "--run", dest="run", help="name of the run, if it is not the experiment's (torchrun takes --run)"
+    )
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], type=setting_or_name, metavar="FIELD=VALUE",
         help=f"change the recipe: {', '.join(field.name for field in fields(Recipe))}",
     )  # fmt: skip
     parser.add_argument("--data", help="folder or tar archive of images, or digits (see load_data)")
@@ -206,18 +220,29 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     several = parser.add_argument_group("many runs at once")
     several.add_argument("--sweep", action="store_true", help="train every NAME with every one of --seeds")
-    several.add_argument("--seeds", nargs="+", action="extend", type=int, help="the seeds of a sweep (default: 0)")
+    several.add_argument(
+        "--seeds", nargs="+", action="extend", type=seed_or_name, help="the seeds of a sweep (default: 0)"
+    )
     several.add_argument("--jobs", type=int, help="trainings at a time on this machine (default: 1)")
     several.add_argument("--dask", metavar="ADDRESS", help="spread them over the Dask cluster there instead")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
+    for option in ("set", "seeds"):  # a NAME behind one of these is not its value
+        values = getattr(given, option) or []
+        given.names += [value for value in values if isinstance(value, str)]
+        setattr(given, option, [value for value in values if not isinstance(value, str)])
+    for name in given.names:
+        if name not in EXPERIMENTS:
+            parser.error(f"argument NAME: invalid choice: {name!r} (choose from {', '.join(EXPERIMENTS)})")
+    if not given.names:
+        parser.error(f"give a NAME: {', '.join(EXPERIMENTS)}")
     if not given.sweep and len(given.names) > 1:
         parser.error("give one NAME, or --sweep")
     if given.sweep and (given.run is not None or given.record or given.weights):
-        parser.error("--sweep names its runs NAME-SEED, and does not go with --run, --record or --weights")
+        parser.error("--sweep names its runs NAME-SEED, and does not go with --name, --record or --weights")
     if given.sweep and "seed" in dict(given.set):
         parser.error("the seeds of a sweep are given by --seeds, not by --set")
     for option in ("seeds", "jobs", "dask"):
-        if getattr(given, option) is not None and not given.sweep:
+        if getattr(given, option) not in (None, []) and not given.sweep:
             parser.error(f"--{option} is for a --sweep")
     if given.weights and not given.record:
         parser.error("--weights goes with --record")

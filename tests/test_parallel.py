@@ -174,7 +174,7 @@ def test_train_script_under_torchrun(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "Processes: 2" in result.stdout
     assert len(read_history(tmp_path / "student" / "history.jsonl")) == 1
-    refused = torchrun(2, *arguments, "--set", "epochs=2")
+    refused = torchrun(2, *arguments, "--set", "momentum=0.5")
     assert refused.returncode != 0
     assert "holds a run with another recipe" in refused.stderr
 

@@ -167,7 +167,7 @@ def test_a_sweep_on_a_dask_cluster_gives_the_same(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["student", "ladder-1"], "give one NAME, or --sweep"),
-        (["--sweep", "student", "--record"], "does not go with --run, --record or --weights"),
+        (["--sweep", "student", "--record"], "does not go with --name, --record or --weights"),
     ],
 )
 def test_several_runs_need_a_sweep(tmp_path, capsys, arguments, message):
@@ -228,7 +228,7 @@ def test_records_are_not_replaced_by_what_is_worth_less(tmp_path, assets, as_cif
             "another-copy",
             as_cifar10._replace(copy="another"),
             2,
-            "digits, not CIFAR-10, another: give another --run",
+            "digits, not CIFAR-10, another: give another --name",
         ),
         ("digits", as_cifar10._replace(name="digits"), 2, "for runs on CIFAR-10, and this is digits"),
     ):
@@ -294,8 +294,8 @@ def test_recorders_at_the_same_time_lose_no_row(tmp_path):
         (["student", "--dask", "tcp://nowhere:1"], "--dask is for a --sweep"),
         (["student", "--weights"], "--weights goes with --record"),
         (["student", "--record", "--validation", "37"], "--record is of the test set"),
-        (["--sweep", "student", "--run", ""], "does not go with --run"),
-        (["--sweep", "student", "--weights"], "does not go with --run, --record or --weights"),
+        (["--sweep", "student", "--run", ""], "does not go with --name"),
+        (["--sweep", "student", "--weights"], "does not go with --name, --record or --weights"),
         (["--sweep", "student", "--set", "seed=9"], "given by --seeds"),
         (["--sweep", "student", "--jobs", "0"], "--jobs 0 does nothing"),
         (["student", "--compile", "nonsense"], "invalid choice: 'nonsense'"),

@@ -269,6 +269,24 @@ def test_a_finished_run_is_loaded_and_leaves_its_records(random_data, tmp_path, 
     assert torch.equal(weights(again), weights(model))
 
 
+def test_a_finished_run_goes_on_to_more_epochs_where_its_schedule_is_the_same(random_data, tmp_path):
+    long = replace(TINY, epochs=5, step_epochs=2, momentum=0.9, crop=2, flip=True)
+    straight = small_net()
+    expected = quiet(straight, random_data, long)
+    for epochs in (2, 5):
+        model = small_net()
+        history = quiet(model, random_data, replace(long, epochs=epochs), run="longer", root=tmp_path)
+    assert without_seconds(history) == without_seconds(expected)
+    assert torch.equal(weights(model), weights(straight))
+    assert json.loads((tmp_path / "longer" / "recipe.json").read_text())["epochs"] == 5
+    with pytest.raises(ValueError, match="epochs: 5 there, 4 asked for"):
+        quiet(small_net(), random_data, replace(long, epochs=4), run="longer", root=tmp_path)
+    one_cycle = replace(TINY, schedule="one-cycle", warmup=0.5, epochs=2)
+    quiet(small_net(), random_data, one_cycle, run="one-cycle", root=tmp_path)
+    with pytest.raises(ValueError, match="epochs: 2 there, 3 asked for"):
+        quiet(small_net(), random_data, replace(one_cycle, epochs=3), run="one-cycle", root=tmp_path)
+
+
 def test_a_run_of_something_else_is_refused_and_kept(random_data, digits, tmp_path):
     quiet(small_net(), random_data, TINY, run="mine", root=tmp_path)
     before = (tmp_path / "mine" / "checkpoint.pt").read_bytes()

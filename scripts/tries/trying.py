@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import resource
@@ -27,13 +28,15 @@ class Try:
 
 
 AREAS: dict[str, Callable[[Path], Iterator[Try]]] = {}
+COSTLY: set[str] = set()  # areas of which the tests try only the first few
 
 
-def area(name: str):
+def area(name: str, costly: bool = False):
     """Register a generator of tries that is given an empty folder."""
 
     def register(tries: Callable[[Path], Iterator[Try]]):
         AREAS[name] = tries
+        COSTLY.update([name] if costly else [])
         return tries
 
     return register
@@ -126,13 +129,16 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-def run(names: list[str]) -> Iterator[dict]:
-    """A row an area: how many tries, how many ended well and in one sentence, and the lines of all others."""
+def run(names: list[str], most: int | None = None) -> Iterator[dict]:
+    """A row an area: how many tries, how many ended well and in one sentence, and the lines of all others.
+
+    Of costly areas only the first `most` tries, if that is given.
+    """
     for name in names:
         ends, others = [], []
         with tempfile.TemporaryDirectory(prefix="s9-tries-") as folder, warnings.catch_warnings():
             os.chmod(folder, 0o755)  # as_nobody has to get in
-            for attempt in AREAS[name](Path(folder)):
+            for attempt in itertools.islice(AREAS[name](Path(folder)), most if name in COSTLY else None):
                 ends.append(outcome(attempt))
                 if ends[-1] not in (WELL, SENTENCE):
                     others.append(f"{attempt.what}: {ends[-1]}")
