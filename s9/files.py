@@ -22,6 +22,12 @@ class DamagedError(ValueError):
     """A file is not what was written there."""
 
 
+def told(path: str | Path) -> str:
+    """A path as a message names it: on one line, and not for ever."""
+    text = str(path) if str(path).isprintable() else repr(str(path))
+    return text if len(text) <= 250 else f"{text[:100]}…{text[-100:]}"
+
+
 @contextlib.contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
     """A new temporary folder of the kit's own, on the file system of `folder`; it is gone afterwards."""

@@ -24,7 +24,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.utils import check_md5, download_url
 
 from s9.data import Data, DataError, check_data
-from s9.files import locked, read_tensors, save_tensors, unfinished
+from s9.files import locked, read_tensors, save_tensors, told, unfinished
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of its training images, in 0..1
@@ -68,7 +68,7 @@ def load_data(source: str | Path | None = None, root: str | Path = "data") -> Da
             with contextlib.suppress(OSError):  # where nothing can be written, no process is in another's way
                 held.enter_context(locked(root, seconds=-1))  # waits for what another one downloads or decodes
             if source:
-                return _load_cached(Path(source), root)
+                return _load_cached(Path(source).expanduser(), root)
             archive = root / CIFAR10_ARCHIVE
             if (root / CIFAR10_FOLDER).exists():
                 return _load_cached(root / CIFAR10_FOLDER, root)
@@ -76,7 +76,7 @@ def load_data(source: str | Path | None = None, root: str | Path = "data") -> Da
                 _download_cifar10(root)
             return _load_cached(archive, root)
     except OSError as error:
-        raise DataError(f"{error.filename or root} cannot be used ({error.strerror or error}).") from error
+        raise DataError(f"{told(error.filename or root)} cannot be used ({error.strerror or error}).") from error
 
 
 def _in_a_line(error: Exception) -> str:
@@ -100,7 +100,8 @@ def _load_digits() -> Data:
 def _load_cached(source: Path, root: Path) -> Data:
     """Read `source`, or the cache that an earlier read of the same files left under `root`."""
     if not source.exists():
-        raise DataError(f"There is no {source}: set S9_DATA_DIR to a folder or tar archive of images, or unset it.")
+        named = "set S9_DATA_DIR to a folder or tar archive of images, or unset it"
+        raise DataError(f"There is no {told(source)}: {named}.")
     cache = root / "cache" / f"{_fingerprint(source)}.pt"
     data, notes = _read_cache(cache) or (None, [])
     if data is None:
