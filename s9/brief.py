@@ -57,12 +57,12 @@ class Brief(list):
         return [(rule.rule, rule.found, rule.bound, "pass" if rule.passed else "FAIL") for rule in self]
 
 
-def check_brief(model: nn.Module, test_accuracy: float, input_size: tuple[int, int, int] = (3, 32, 32)) -> Brief:
+def check_brief(model: nn.Module, test_accuracy: float | None, input_size: tuple[int, int, int] = (3, 32, 32)) -> Brief:
     """Check a network against the brief: its size, its view, its parts and its accuracy.
 
     Args:
         model: from images (N, C, H, W) to logits (N, classes); it is left as it was.
-        test_accuracy: percent of the test images right.
+        test_accuracy: percent of the test images right; None where it is not known, and not asked for.
         input_size: of one image, (C, H, W).
 
     The receptive field is that of a position of the last maps, before they are averaged: what normalises a whole map,
@@ -71,7 +71,7 @@ def check_brief(model: nn.Module, test_accuracy: float, input_size: tuple[int, i
     Raises:
         ValueError: the accuracy is not a percentage, or the network takes values from places that it computes.
     """
-    if not 0 <= test_accuracy <= 100:
+    if test_accuracy is not None and not 0 <= test_accuracy <= 100:
         raise ValueError(f"check_brief: test_accuracy={test_accuracy!r} is not a percentage, from 0 to 100.")
     followed = follow(model, input_size)
     recorded = followed.recorded
@@ -83,34 +83,33 @@ def check_brief(model: nn.Module, test_accuracy: float, input_size: tuple[int, i
     separable = [layer_name(model, operation) for operation in recorded.used if _is_separable(operation, recorded)]
     dilated = [layer_name(model, operation) for operation in recorded.used if _is_dilated(operation)]
     sizes = ", ".join(sorted({"×".join(map(str, value.tensor.shape[2:])) for value in maps}))
-    return Brief(
-        [
-            Rule(
-                "parameters", _counted(model, recorded, parameters), f"< {MOST_PARAMETERS:,}",
-                parameters < MOST_PARAMETERS,
-            ),
-            Rule(
-                "receptive field, pixels", f"at least {field}, all of the image" if clipped else str(field),
-                f"> {LEAST_FIELD}", field > LEAST_FIELD or clipped,
-            ),
-            Rule("pooling that takes a maximum", _some(maxima), "none", not maxima),
-            Rule("depthwise-separable convolutions", _some(separable), "at least one", bool(separable)),
-            Rule("dilated convolutions", _some(dilated), "at least one", bool(dilated)),
-            Rule(
-                "global average pooling before the classifier", f"of maps of {sizes}" if averaged else "none",
-                "yes", averaged,
-            ),
-            Rule(
-                "test accuracy", f"{test_accuracy:.2f} %", f">= {LEAST_ACCURACY:g} %",
-                test_accuracy >= LEAST_ACCURACY,
-            ),
-        ]
-    )  # fmt: skip
-
-
-def _some(names: list[str]) -> str:
-    """How many there are, and the first."""
-    return f"{len(names)}, such as {names[0]}" if len(names) > 1 else names[0] if names else "none"
+    rules = [
+        Rule(
+            "parameters",
+            _counted(model, recorded, parameters),
+            f"< {MOST_PARAMETERS:,}",
+            parameters < MOST_PARAMETERS,
+        ),
+        Rule(
+            "receptive field, pixels",
+            f"at least {field}, all of the image" if clipped else str(field),
+            f"> {LEAST_FIELD}",
+            field > LEAST_FIELD or clipped,
+        ),
+        Rule("pooling that takes a maximum", _some(maxima), "none", not maxima),
+        Rule("depthwise-separable convolutions", _some(separable), "at least one", bool(separable)),
+        Rule("dilated convolutions", _some(dilated), "at least one", bool(dilated)),
+        Rule(
+            "global average pooling before the classifier",
+            f"of maps of {sizes}" if averaged else "none",
+            "yes",
+            averaged,
+        ),
+    ]
+    if test_accuracy is not None:
+        found, bound = f"{test_accuracy:.2f} %", f">= {LEAST_ACCURACY:g} %"
+        rules.append(Rule("test accuracy", found, bound, test_accuracy >= LEAST_ACCURACY))
+    return Brief(rules)
 
 
 def _counted(model: nn.Module, recorded: Trace, parameters: int) -> str:
