@@ -112,6 +112,11 @@ def check_brief(model: nn.Module, test_accuracy: float | None, input_size: tuple
     return Brief(rules)
 
 
+def _some(names: list[str]) -> str:
+    """How many there are, and the first."""
+    return f"{len(names)}, such as {names[0]}" if len(names) > 1 else names[0] if names else "none"
+
+
 def _counted(model: nn.Module, recorded: Trace, parameters: int) -> str:
     """How many parameters there are, and how many of them the logits depend on."""
     names = {value.name for operation in recorded.used for value in operation.inputs if value.name}

@@ -74,6 +74,12 @@ def test_accuracy_is_a_bound_and_a_percentage():
             check_brief(Fitting(), accuracy)
 
 
+def test_accuracy_may_be_unknown():
+    rows = check_brief(Fitting(), None)
+    assert rows.passed
+    assert "test accuracy" not in [rule.rule for rule in rows]
+
+
 @pytest.mark.parametrize("mend", [False, True])
 def test_student_breaks_two_rules(mend):
     rows = check_brief(StudentNet(use_relu=mend, norm_strided=mend, pad_strided=mend), 40.2)
