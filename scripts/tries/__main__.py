@@ -9,7 +9,7 @@ import torch
 from s9.files import write_whole
 from s9.results import ASSETS
 from scripts.endings import exit_code
-from scripts.tries import exercises, networks, programs  # noqa: F401  (each registers its areas)
+from scripts.tries import damages, exercises, networks, programs  # noqa: F401  (each registers its areas)
 from scripts.tries.trying import AREAS, SENTENCE, WELL, run
 
 
