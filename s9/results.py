@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pandas as pd
@@ -11,19 +12,36 @@ ROOT = Path(__file__).parent.parent  # of the kit
 ASSETS = ROOT / "assets"
 SEARCH_EPOCHS = 5  # of the schedule on which the candidates of the search are compared
 
-LADDER = {  # the runs in order, and what each changes
-    "student": "as it was",
-    "ladder-1": "ReLU applied, nothing else",
-    "ladder-2": "+ Nesterov momentum, one-cycle learning rate",
-    "ladder-3": "+ BatchNorm and ReLU on the strided convolutions, padding that keeps maps of 16, 8, 4",
-    "ladder-4": "+ flip and crop, label smoothing; dropout off",
+STEPS = {  # from the student's network to S9Net, in order: a run's name, and what it changes about the one before
+    "student": "student's network, as published",
+    "ladder-1": "use the ReLU's output",
+    "student-relu": "use the ReLU's output",
+    "student-lr0.1": "learning rate 0.01 to 0.1",
+    "student-momentum": "Nesterov momentum 0.9",
+    "ladder-2": "momentum, one-cycle, peak rate 0.1",
+    "student-one-cycle": "one-cycle schedule",
+    "student-norm": "BatchNorm, ReLU on strided convs",
+    "ladder-3": "BatchNorm, ReLU, padding on strided",
+    "student-padding": "padding on strided convolutions",
+    "student-flip-crop": "random flip and crop",
+    "student-smoothing": "label smoothing 0.1",
+    "ladder-4": "flip, crop, smoothing, no dropout",
+    "student-no-dropout": "no dropout",
+    "ladder-5": "S9Net's layers",
+    "s9net-architecture": "S9Net's layers",
+    "s9net-batch-256": "batch size 512 to 256",
+    "s9net-lr0.15": "peak learning rate 0.15",
+    "ladder-6": "batch 256, peak 0.15, weight decay",
+    "s9net-decay": "weight decay 0.0005",
+    "s9net": "Muon optimiser",
 }
-LAST_RUNGS = {
-    "ladder-4": "StudentNet, mended",
-    "ladder-5": "S9Net in its place",
-    "ladder-6": "+ batches of 256, a rate of 0.15, weight decay",
-    "s9net": "+ Muon for the kernels that mix channels",
-}
+LADDER = {run: change for run, change in STEPS.items() if (ASSETS / "runs" / f"{run}.jsonl").exists()}  # the recorded
+LAST_RUNGS = dict(list(LADDER.items())[-4:])
+
+
+def rounded(value: float, digits: int = 1) -> str:
+    """A recorded number with so many digits, halves upwards, so that text, tables and figures agree: 81.85 is 81.9."""
+    return str(Decimal(str(value)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
 
 
 def read_history(path: str | Path) -> list[dict]:

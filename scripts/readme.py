@@ -1,302 +1,24 @@
-"""The parts of the README that are made from files in assets/ and from the code; `python -m scripts.readme` puts
-them in again, between the comments that name them, after a run was recorded.
+"""Puts recorded numbers and tables into README.md and docs/: `python -m scripts.readme`, after anything was recorded.
+
+A block stands between `<!-- NAME -->` and `<!-- end of NAME -->`, a value in a sentence between `<!--=NAME-->` and
+`<!--=-->`. Each page may use each of them.
 """
 
-import json
-import re
-import statistics
+from __future__ import annotations
 
-import nbformat
+import re
+from collections.abc import Callable
+from itertools import pairwise
 
 from models import S9Net, StudentNet
-from netreview import receptive_field
 from netreview.findings import CHECKS
 from s9.architecture import layer_summary
-from s9.brief import check_brief
-from s9.results import (
-    LADDER,
-    LAST_RUNGS,
-    ROOT,
-    compared,
-    history_log,
-    read_history,
-)
+from s9.results import LADDER, ROOT, compared, history_log, rounded
+from scripts import tables
+from scripts.search import multiply_adds
+from scripts.tables import CONFUSION, LESSON, SEEDS, SHORTCUT, accuracies, history, value_of
 
-RESULTS = json.loads((ROOT / "assets" / "results.json").read_text())
-SEEDS = [row for row in RESULTS if row["run"].startswith("s9net")]
-
-
-def table(titles: list[str], rows: list[list]) -> str:
-    """A table in Markdown."""
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def results_table() -> str:
-    """The table of results."""
-    titles = ["run", "network", "parameters", "epochs", "seed", "test accuracy", "test loss", "minutes", "device"]
-    rows = [
-        [
-            row["run"],
-            f"`{row['network']}`",
-            f"{row['parameters']:,}",
-            row["epochs"],
-            row["seed"],
-            f"{row['test_accuracy']:.2f} %",
-            f"{row['test_loss']:.4f}",
-            f"{row['seconds'] / 60:.0f}",
-            f"{row['device']}, {row['precision']}",
-            row["torch"],
-            f"`{row['command']}`",
-        ]
-        for row in RESULTS
-    ]
-    return table([*titles, "torch", "command"], rows)
-
-
-def ladder_table() -> str:
-    """The table of ladder."""
-    accuracy = {row["run"]: row["test_accuracy"] for row in RESULTS}
-    rungs = LADDER | LAST_RUNGS | LADDER  # the rung that is in both keeps what the ladder says of it
-    rows, before = [], None
-    for rung, (run, change) in enumerate(rungs.items()):
-        gain = "" if before is None else f"{accuracy[run] - before:+.2f}"
-        rows.append([rung, change, f"`{run}`", f"{accuracy[run]:.2f} %", gain])
-        before = accuracy[run]
-    return table(["rung", "change", "run", "test accuracy", "gain"], rows)
-
-
-def fields_table() -> str:
-    """The table of fields."""
-    rows = [row for row in receptive_field(StudentNet(), (3, 32, 32)) if row.kernel > 1]
-    cells = [[row.layer, row.kernel, row.stride, row.dilation, row.receptive_field] for row in rows]
-    return table(["layer", "kernel", "stride", "dilation", "pixels seen"], cells)
-
-
-def reviewers_table() -> str:
-    """The table of reviewers."""
-    found = _asset("reviewers")
-    rows = [
-        [row["fault"], *(", ".join(row[name]) or "nothing" for name in ("netreview", "torchtest2"))]
-        for row in found["faults"]
-    ]
-    return table(["fault", "netreview", f"torchtest2 {found['torchtest2']}"], rows)
-
-
-def survival_table() -> str:
-    """The table of survival."""
-    rows = [row for name in ("survival", "nbval") for row in _asset(name)["rows"]]
-    return table(
-        ["what was tried", "times", "lost"], [[row["tried"], row["times"], row["lost"] or "nothing"] for row in rows]
-    )
-
-
-def brief_table() -> str:
-    """The table of brief."""
-    accuracy = {row["run"]: row["test_accuracy"] for row in RESULTS}
-    student = check_brief(StudentNet(), accuracy["student"])
-    s9net = check_brief(S9Net(), accuracy["s9net"])
-
-    def cell(rule) -> str:
-        return rule.found if rule.passed else f"**{rule.found}: fails**"
-
-    rows = [[ours.rule, ours.bound, cell(theirs), cell(ours)] for theirs, ours in zip(student, s9net, strict=True)]
-    return table(["rule", "bound", "StudentNet", "S9Net"], rows)
-
-
-def search_table() -> str:
-    """The table of search."""
-    rows = [
-        [
-            row.candidate,
-            row.base,
-            row.change,
-            f"{row.held_out_accuracy:.2f}",
-            row.seeds,
-            f"{row.gain:+.2f}" if row.base else "",
-            f"{row.parameters:,}",
-            f"{row.multiply_adds / 1e6:.1f}",
-            row.seconds_an_epoch,
-        ]
-        for row in compared(ROOT / "assets" / "search.csv").itertuples()
-    ]
-    titles = ["candidate", "base", "what it changes", "percent right", "seeds", "gain", "parameters"]
-    return table([*titles, "million multiply-adds", "seconds an epoch"], rows)
-
-
-def seeds_table() -> str:
-    """The table of seeds."""
-    keys = ("test_accuracy", "flip_averaged_accuracy")
-    minutes = {
-        row["run"]: row["epochs"] * statistics.median(record["seconds"] for record in history(row["run"])) / 60
-        for row in SEEDS
-    }
-    rows = [
-        [row["seed"], *(f"{row[key]:.2f} %" for key in keys), f"{minutes[row['run']]:.0f}", f"`{row['run']}`"]
-        for row in SEEDS
-    ]
-    columns = [[row[key] for row in SEEDS] for key in keys]
-    means = [f"**{statistics.mean(column):.2f} %** ± {statistics.stdev(column):.2f}" for column in columns]
-    rows += [[f"mean, n = {len(SEEDS)}", *means, "", ""]]
-    titles = ["seed", "one pass", "mean of image and mirror image", "minutes (25 of the median epoch)", "run"]
-    return table(titles, rows)
-
-
-def classes_table() -> str:
-    """From the reports of scikit-learn in the executed notebook, StudentNet's and then S9Net's."""
-    notebook = nbformat.read(ROOT / "S9.ipynb", as_version=4)
-    reports = ["".join(output.text for output in cell.outputs) for cell in notebook.cells if "_report(" in cell.source]
-    found = [re.findall(r"^ *(\w+) +(\d\.\d+) +(\d\.\d+) +\d\.\d+ +1000$", report, re.MULTILINE) for report in reports]
-    rows = [[name, *theirs, *ours] for (name, *theirs), (_, *ours) in zip(*found, strict=True)]
-    titles = ["class", "StudentNet, precision", "recall", "S9Net, precision", "recall"]
-    return table(titles, rows)
-
-
-def public_table() -> str:
-    """The table of public."""
-    mean = statistics.mean(row["test_accuracy"] for row in SEEDS)
-    ours = {
-        "solution": f"**S9Net**, mean of {len(SEEDS)} seeds",
-        "parameters": SEEDS[0]["parameters"],
-        "epochs": SEEDS[0]["epochs"],
-    }
-    ours |= {"test_accuracy": mean, "data": "shared copy", "source": "this kit"}
-    rows = sorted([*_asset("public"), ours], key=lambda row: -row["test_accuracy"])
-    cells = [
-        [
-            row["solution"],
-            f"{row['parameters']:,}",
-            row["epochs"],
-            f"{row['test_accuracy']:.2f} %",
-            row["data"],
-            row["source"],
-        ]
-        for row in rows
-    ]
-    return table(["solution", "parameters", "epochs", "test accuracy", "copy of the data", "source"], cells)
-
-
-def benchmarks(*names: str) -> list[dict]:
-    """The records of the benchmarks of these names."""
-    return [row for row in _asset("benchmarks") if row["bench"] in names]
-
-
-def value_of(bench: str, side: str, case: str = "", unit: str | None = None) -> float:
-    """The one record of that bench, side, case and, where there are several, unit."""
-    (row,) = [
-        row for row in benchmarks(bench) if (row["side"], row["case"]) == (side, case) and unit in (None, row["unit"])
-    ]
-    return row["value"]
-
-
-def benchmark_row(row: dict, *cells) -> list:
-    """The cells that all tables of benchmarks share."""
-    what = row["side"] + (f", {row['case']}" if row["case"] else "")
-    return [row["bench"], what, *cells, f"{row['value']:,g} {row['unit']}", f"{row['spread']:,g}", row["n"]]
-
-
-def speed_table() -> str:
-    """The table of speed."""
-    rows = []
-    for row in benchmarks("feed", "train-student", "train-s9net"):
-        if row["unit"] not in ("images/s", "s/epoch"):
-            continue
-        ours = value_of(row["bench"], "ours", unit=row["unit"])
-        times = ours / row["value"] if row["unit"] == "images/s" else row["value"] / ours
-        rows.append([*benchmark_row(row), f"{times:.2g}", f"`{row['command']}`"])
-    feeding, said = 50_000 / value_of("feed", "ours"), []
-    for bench, network in (("train-student", "StudentNet"), ("train-s9net", "S9Net")):
-        seconds = value_of(bench, "ours", unit="s/epoch")
-        least = max(row["value"] for row in benchmarks(bench) if row["side"] == "floor")
-        said.append(
-            f"An epoch of {network} takes {seconds:.0f} s, {seconds / least:.1f} times its higher floor; one part in "
-            f"{seconds / feeding:.0f} of that is feeding."
-        )
-    titles = ["bench", "side", "median", "spread", "n", "times as long as ours", "command"]
-    return f"{table(titles, rows)}\n\n{' '.join(said)}"
-
-
-def same_accuracy_table() -> str:
-    """The table of same accuracy."""
-    rows = [
-        [row["bench"].removeprefix("train-"), row["side"], row["case"], f"{row['value']:.2f} %", f"`{row['command']}`"]
-        for row in benchmarks("train-student", "train-s9net")
-        if row["unit"] == "percent"
-    ]
-    return table(["network", "side", "what", "value", "command"], rows)
-
-
-def time_to_accuracy_table() -> str:
-    """The table of time to accuracy."""
-    reached: dict[str, dict[str, str]] = {}
-    for row in benchmarks("time-to-accuracy"):
-        run, goal, epochs = re.fullmatch(r"(.+), to (.+ %) in (\d+) epochs", row["case"]).groups()
-        reached.setdefault(run, {})[goal] = f"{row['value']:,.0f} s (epoch {epochs})"
-    goals = list(dict.fromkeys(goal for goals in reached.values() for goal in goals))
-    rows = [[f"`{run}`", *(times.get(goal, "never") for goal in goals)] for run, times in reached.items()]
-    return table(["run", *(f"until {goal}" for goal in goals)], rows)
-
-
-def cost_table() -> str:
-    """The table of cost."""
-    names = ("cost-images", "cost-batch", "cost-size")
-    memory = {(row["bench"], row["case"]): row for row in benchmarks(*names) if row["unit"] == "MB"}
-    rows = []
-    for row in benchmarks(*names):
-        if row["unit"] == "s/epoch":
-            grown = memory[row["bench"], "memory, " + row["case"]]
-            rows.append([row["bench"], row["case"], f"{row['value']:g}", f"{grown['value']:,g}"])
-    return table(["bench", "case", "seconds an epoch", "peak memory of training, MB"], rows)
-
-
-def processes_table() -> str:
-    """The table of processes."""
-    rows = [[row["case"], f"{row['value']:g}", f"{row['spread']:g}", row["n"]] for row in benchmarks("ddp")]
-    return table(["processes", "seconds an epoch", "spread", "n"], rows)
-
-
-GPU_MEMORY, LAUNCH, MESSAGE, LINK = 3.35e12, 5e-6, 5e-6, 450e9  # bytes/s, s, s, bytes/s: H100 SXM; see eight_gpus
-
-
-def eight_gpus() -> str:
-    """What to expect of eight H100, on paper, from a step of S9Net as it was measured.
-
-    3.35 TB/s of memory and 450 GB/s to each side of NVLink are the vendor's; 5 microseconds for a kernel's start, and
-    for a message, are rules of thumb.
-    """
-    traffic = 1e9 * value_of("train-s9net", "a step", "traffic")
-    operations = value_of("train-s9net", "a step", "operations")
-    gradient = 4 * SEEDS[0]["parameters"]
-    reduced = 2 * 7 * MESSAGE + 2 * 7 / 8 * gradient / LINK  # a ring of eight: fourteen messages
-    moved, started = traffic / GPU_MEMORY, operations * LAUNCH
-    shared, full = moved / (moved / 8 + reduced), 8 * moved / (moved + reduced)
-    return (
-        f"A step of 256 images moves {traffic / 1e9:.1f} GB, for which the memory of an H100 (3.35 TB/s) needs "
-        f"{1e3 * moved:.1f} ms, and consists of about {round(operations, -2):.0f} operations (and the optimiser's), "
-        f"which take {1e3 * started:.0f} ms and more to start at 5 µs each. The gradient is {gradient / 1e6:.2f} MB; a "
-        f"ring of eight adds it up in about {1e6 * reduced:.0f} µs, nearly all of it for its fourteen messages. So as "
-        "it is, an epoch is bound by the starting of operations, which eight GPUs have to do as often as one: with the "
-        "recipe's 256 images a step they gain nothing. With CUDA graphs (`--compile reduce-overhead`), which start "
-        "all at once, they would be up to "
-        f"{shared:.1f} times as fast as one, and with eight times the batch, which is another recipe, up to "
-        f"{full:.1f} times. Eight runs at once (`--sweep`) are eight times as fast in any case, and that is what eight "
-        "GPUs are good for here."
-    )
-
-
-def checks_table() -> str:
-    """The checks of the review, from their registry."""
-    rows = [[f"`{check.id}`", check.severity, check.doc.rstrip("."), check.advice] for check in CHECKS.values()]
-    return table(["check", "severity", "looks for", "advice"], rows)
-
-
-def _asset(name: str):
-    return json.loads((ROOT / "assets" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def history(run: str) -> list[dict]:
-    """The history of a recorded run."""
-    return read_history(ROOT / "assets" / "runs" / f"{run}.jsonl")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def fenced(text: str) -> str:
@@ -304,49 +26,177 @@ def fenced(text: str) -> str:
     return f"```\n{text.strip()}\n```"
 
 
-BLOCKS = {
+def gains() -> list[tuple[str, float]]:
+    """What each recorded step adds to the test accuracy, in points, in order."""
+    reached = [accuracies()[run] for run in LADDER]
+    return [(step, b - a) for step, (a, b) in zip(list(LADDER.values())[1:], pairwise(reached), strict=True)]
+
+
+def gains_in_words() -> str:
+    """Which steps gain most, and which less than one seed can tell."""
+    noise = 0.5  # points: three times the spread of one run of one seed, and of the difference of two
+    by_size = sorted(gains(), key=lambda pair: -pair[1])
+    largest = ", ".join(f"*{step}* ({signed(gain)})" for step, gain in by_size[:3])
+    small = [f"*{step}* ({signed(gain)})" for step, gain in gains() if abs(gain) < noise]
+    text = f"The three largest gains, in points: {largest}."
+    if small:
+        text += f" Less than {noise} points, which one seed cannot tell from noise: {', '.join(small)}."
+    return text
+
+
+def signed(value: float) -> str:
+    """A gain in points with its sign."""
+    return f"{'−' if value < 0 else '+'}{rounded(abs(value))}"
+
+
+def review_output(findings: int | None = None) -> str:
+    """What the review says of the student's network, as recorded; the first of its findings where a number is given."""
+    lines = (ROOT / "assets" / "student-review.txt").read_text(encoding="utf-8").splitlines()
+    starts = [number for number, line in enumerate(lines) if re.match("ERROR|WARNING|NOTE", line)]
+    if findings is not None:
+        lines = [*lines[: starts[findings]], "..."]
+    return fenced("\n".join(["$ python -m netreview models:StudentNet", *lines]))
+
+
+def jpegs(split: str, name: str | None = None) -> int:
+    """How many images of a split were JPEGs, of one class or of all."""
+    counts = LESSON["jpeg_images"][split]
+    return counts[name] if name else sum(counts.values())
+
+
+def trained_without_jpegs() -> str:
+    """Whether the recorded S9Net saw the JPEGs."""
+    if "left out" in SEEDS[0]["data"]:
+        return f"S9Net is therefore trained without the {jpegs('train')} JPEGs of the training set."
+    return "S9Net was trained with them, and has partly learnt this shortcut."
+
+
+def search_notes() -> str:
+    """What the search chose, and which of its rows differ from their base in more than one setting."""
+    rows = compared(ROOT / "assets" / "search.csv").set_index("candidate")
+    gains_found = rows.gain[rows.base != ""].sort_values(ascending=False)
+    largest = ", ".join(f"`{name}` ({signed(gain)})" for name, gain in gains_found.items() if gain >= 0.5)
+    text = f"More than noise, in points: {largest or 'none'}."
+    if "longer-16" in rows.index:
+        text += (
+            " Three of these rows changed several things at once, so their gains have no single cause: `prototype` "
+            "(2, 4 and 4 blocks of 32, 72 and 160 channels), `longer-16` (1, 12 and 2 blocks of 32, 96 and 128 "
+            "channels, dilation, other downsampling) and `expand-2` (1, 8 and 1 blocks of 32, 64 and 96 channels, two "
+            "pointwise convolutions per block, no ReLU after the addition). S9Net is `muon-lean`, the smallest of "
+            "the three best, which are equal within noise."
+        )
+    return text
+
+
+def share_of(true: str, called: str, network: str = "student") -> str:
+    """How many percent of a class a network calls another, or itself."""
+    row = CONFUSION[network][CONFUSION["classes"].index(true)]
+    return rounded(100 * row[CONFUSION["classes"].index(called)] / sum(row), 0)
+
+
+def shortcut_row(start: str) -> dict:
+    """What S9Net makes of the lossless images of other classes, changed in the way that starts so."""
+    return next(row for row in SHORTCUT["s9net"] if row["images"].startswith(start))
+
+
+STUDENT_LOG = [line.split(",") for line in (ROOT / "assets" / "student-log.csv").read_text().split()]
+
+
+def students(column: str) -> float:
+    """A column of the last row of the student's own log."""
+    return float(STUDENT_LOG[-1][STUDENT_LOG[0].index(column)])
+
+
+VALUES: dict[str, Callable[[], object]] = {
+    "checks": lambda: len(CHECKS),
+    "faults": lambda: len(tables.asset("reviewers")["faults"]) - 1,  # besides the student's network
+    "student parameters": lambda: f"{sum(p.numel() for p in StudentNet().parameters()):,}",
+    "S9Net parameters": lambda: f"{sum(p.numel() for p in S9Net().parameters()):,}",
+    "S9Net": lambda: rounded(sum(row["test_accuracy"] for row in SEEDS) / len(SEEDS)),
+    "S9Net ± sd": tables.mean_and_sd,
+    "S9Net flipped ± sd": lambda: tables.mean_and_sd("flip_averaged_accuracy"),
+    "seeds": lambda: len(SEEDS),
+    "student": lambda: f"{accuracies()['student']:.2f}",
+    "student, training": lambda: f"{history('student')[-1]['train_accuracy']:.2f}",
+    "augmented": lambda: f"{accuracies()['student-augmented']:.2f}",
+    "augmented, training": lambda: f"{history('student-augmented')[-1]['train_accuracy']:.2f}",
+    "student's own": lambda: f"{students('test_correct') / 100:.2f}",
+    "student's own, training": lambda: f"{students('train_accuracy'):.2f}",
+    "best fixed": lambda: rounded(max(value for run, value in accuracies().items() if not run.startswith("s9net"))),
+    "linear": lambda: rounded(LESSON["linear_accuracy"]),
+    "mean colour": lambda: rounded(LESSON["mean_colour_accuracy"]),
+    "first loss": lambda: rounded(LESSON["first_loss"], 2),
+    "chance loss": lambda: rounded(LESSON["chance_loss"], 2),
+    "overfitted": lambda: LESSON["overfitted_images"],
+    "affine error": lambda: f"{LESSON['affine_error']:.0e}",
+    "more compute": lambda: rounded(multiply_adds(S9Net()) / multiply_adds(StudentNet())),
+    "more time": lambda: rounded(
+        value_of("train-s9net", "ours", unit="s/epoch") / value_of("train-student", "ours", unit="s/epoch")
+    ),
+    "JPEGs": lambda: jpegs("train") + jpegs("test"),
+    "JPEG ships": lambda: jpegs("train", "ship") + jpegs("test", "ship"),
+    "training JPEGs": lambda: jpegs("train"),
+    "test JPEGs": lambda: jpegs("test"),
+    "others": lambda: f"{shortcut_row('as')['count']:,}",
+    "called ship": lambda: shortcut_row("as")["called_ship"],
+    "called ship, JPEG": lambda: shortcut_row("JPEG")["called_ship"],
+    "called ship, noise": lambda: shortcut_row("noise")["called_ship"],
+    "trained without": trained_without_jpegs,
+    "trucks called frogs": lambda: share_of("truck", "frog"),
+    "airplanes called ships": lambda: share_of("airplane", "ship"),
+}
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "review": lambda: review_output(2),
+    "whole review": review_output,
+    "gains": gains_in_words,
+    "networks": tables.networks_table,
+    "comparison": tables.comparison_table,
     "summary": lambda: fenced(layer_summary(StudentNet(), (3, 32, 32))),
-    "receptive field": fields_table,
+    "receptive field": tables.fields_table,
     "log": lambda: fenced(history_log(history("student"), 10_000)),
-    "ladder": ladder_table,
-    "brief": brief_table,
-    "search": search_table,
+    "ladder": tables.ladder_table,
+    "brief": tables.brief_table,
+    "search": tables.search_table,
+    "search notes": search_notes,
     "S9Net's summary": lambda: fenced(layer_summary(S9Net(), (3, 32, 32))),
     "S9Net's log": lambda: fenced(history_log(history("s9net"), 10_000)),
-    "seeds": seeds_table,
-    "classes": classes_table,
-    "public": public_table,
-    "reviewers": reviewers_table,
-    "results": results_table,
-    "survival": survival_table,
-    "speed": speed_table,
-    "same accuracy": same_accuracy_table,
-    "time to accuracy": time_to_accuracy_table,
-    "cost": cost_table,
-    "processes": processes_table,
-    "eight GPUs": eight_gpus,
+    "seeds": tables.seeds_table,
+    "classes": tables.classes_table,
+    "public": tables.public_table,
+    "reviewers": tables.reviewers_table,
+    "results": tables.results_table,
+    "survival": tables.survival_table,
+    "speed": tables.speed_table,
+    "same accuracy": tables.same_accuracy_table,
+    "time to accuracy": tables.time_to_accuracy_table,
+    "cost": tables.cost_table,
+    "processes": tables.processes_table,
+    "eight GPUs": tables.eight_gpus,
+    "checks": tables.checks_table,
 }
 
 
-PAGES = {"README.md": BLOCKS, "docs/review.md": {"checks": checks_table}}
-
-
-def with_blocks(page: str, blocks: dict) -> str:
-    """The text of a page with each of its blocks as it should be.
+def filled(page: str) -> str:
+    """The text of a page with each of its blocks and values as it should be.
 
     Raises:
-        ValueError: a block is not there, or there twice.
+        KeyError: a name is in neither BLOCKS nor VALUES.
+        ValueError: a block does not end.
     """
-    for name, block in blocks.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end of {name} -->)", re.DOTALL)
-        content = block()
-        page, count = pattern.subn(lambda match, content=content: match[1] + content + match[2], page)
-        if count != 1:
-            raise ValueError(f"There are {count} blocks named {name!r}, and there should be one.")
+    page = re.sub(r"<!--=([^>]+?)-->.*?<!--=-->", lambda match: f"<!--={match[1]}-->{VALUES[match[1]]()}<!--=-->", page)
+    block = r"<!-- (?!end of )([^>]+?) -->\n\n.*?\n\n<!-- end of \1 -->"
+    page, count = re.subn(
+        block,
+        lambda match: f"<!-- {match[1]} -->\n\n{BLOCKS[match[1]]()}\n\n<!-- end of {match[1]} -->",
+        page,
+        flags=re.DOTALL,
+    )
+    if count != page.count("<!-- end of "):
+        raise ValueError(f"{page.count('<!-- end of ')} blocks end, and {count} are whole.")
     return page
 
 
 if __name__ == "__main__":
-    for name, blocks in PAGES.items():
-        path = ROOT / name
-        path.write_text(with_blocks(path.read_text(encoding="utf-8"), blocks), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")

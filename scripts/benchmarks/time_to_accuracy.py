@@ -7,13 +7,13 @@ ladder took, times the seconds an epoch of that network and recipe takes here an
 import argparse
 
 import utils
-from s9.results import LADDER, LAST_RUNGS, read_history
+from s9.results import LADDER, read_history
 from scripts.benchmarks import measuring
 from scripts.benchmarks.training_speed import our_run, seconds_an_epoch
 from scripts.experiments import EXPERIMENTS
 
 GOALS = (38.46, 85.0)
-RUNGS = list(LADDER | LAST_RUNGS)
+RUNGS = list(LADDER)
 
 
 def epochs_until(goal: float, history: list[dict]) -> int | None:
