@@ -61,16 +61,12 @@ def _called(thing, name: str, arguments: str):
         given = [ast.literal_eval(value) for value in call.args]
         named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError) as error:
-        raise Unusable(
-            f"--args {arguments!r}: give values as Python writes them, such as 10, dropout=0.1."
-        ) from error
+        raise Unusable(f"--args {arguments!r}: give values as Python writes them, such as 10, dropout=0.1.") from error
     with contextlib.suppress(ValueError):  # some have no signature that can be read
         try:
             inspect.signature(thing).bind(*given, **named)
         except TypeError as error:
-            raise Unusable(
-                f"{name} takes other arguments ({error}): give them, as {_example(thing)}."
-            ) from error
+            raise Unusable(f"{name} takes other arguments ({error}): give them, as {_example(thing)}.") from error
     return thing(*given, **named)
 
 
