@@ -1,4 +1,4 @@
-"""The networks, from blocks to whole, top to bottom."""
+"""The networks, building blocks first."""
 
 from pathlib import Path
 
@@ -11,15 +11,14 @@ from s9.weights import load_weights
 
 WEIGHTS = Path(__file__).parent / "assets" / "weights" / "s9net.pt"
 
-# The blocks keep the names, and the order of their layers, of the network that this course reviews:
-# its torchsummary table must come out the same to the letter.
+# Class names and layer order follow the student's code, so that torchsummary prints the same table.
 
 
 class DWSeparableConv2d(nn.Module):
     """Depthwise 3x3, pointwise 1x1, ReLU, BatchNorm, dropout: (N, in, H, W) -> (N, out, H, W).
 
-    Without `use_relu` the ReLU is called and its result dropped, as in the student's code. A list of the modules
-    that ran, such as torchsummary's table, cannot tell the two apart.
+    Without `use_relu` the ReLU's result is discarded, as in the student's code. torchsummary's table is the same in
+    both cases.
     """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float, use_relu: bool = False):
@@ -69,8 +68,8 @@ class StudentNet(nn.Module):
 
     Args:
         use_relu: use what the blocks' ReLUs return.
-        norm_strided: BatchNorm and ReLU behind the three strided convolutions; 214,971 parameters.
-        pad_strided: padding that lets them keep maps of 16, 8 and 4 pixels.
+        norm_strided: BatchNorm and ReLU after the three strided convolutions; 214,971 parameters.
+        pad_strided: padding, so that the feature maps have 16, 8 and 4 pixels.
         dropout: probability that an activation is dropped, after each separable block.
     """
 
@@ -112,11 +111,11 @@ class StudentNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x plus what a depthwise 3x3 convolution and pointwise ones make of it: (N, C, H, W) -> the same.
+    """x + f(x), with f a depthwise 3x3 convolution and one or two pointwise ones: (N, C, H, W) -> the same.
 
-    With an `expansion` the first of two pointwise convolutions widens the map to so many times its channels, and the
-    second narrows it again; 0 is for a single one. An inverted bottleneck (MobileNetV2, arXiv:1801.04381) in
-    ConvNeXt's order, which looks around first, where there are fewer channels (arXiv:2201.03545).
+    With an `expansion` the first of two pointwise convolutions multiplies the channels by it, and the second restores
+    them; 0: a single pointwise convolution. An inverted bottleneck (MobileNetV2, arXiv:1801.04381) in ConvNeXt's
+    order: depthwise first, where there are fewer channels (arXiv:2201.03545).
     """
 
     def __init__(self, channels: int, dilation: int = 1, expansion: int = 2):
@@ -137,7 +136,7 @@ class ResidualBlock(nn.Module):
 
 
 class Downsample(nn.Sequential):
-    """Half the height and width by averaging, then other channels: (N, in, H, W) -> (N, out, H/2, W/2)."""
+    """2x2 average pooling, a pointwise convolution and BatchNorm: (N, in, H, W) -> (N, out, H/2, W/2)."""
 
     def __init__(self, in_channels: int, out_channels: int):
         pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
@@ -148,8 +147,7 @@ class S9Net(nn.Module):
     """The kit's own network, 188,906 parameters: normalised images (N, 3, 32, 32) -> logits (N, classes).
 
     Args:
-        width: channels of the eight blocks at 16x16, where most of the network is; the stem has half as many and the
-            last block half as many more.
+        width: channels of the eight blocks at 16x16; the stem has width / 2, the last block 3 * width / 2.
     """
 
     def __init__(self, width: int = 64, num_classes: int = 10):
@@ -170,10 +168,10 @@ class S9Net(nn.Module):
 
     @classmethod
     def pretrained(cls) -> "S9Net":
-        """The network as the first seed's 25 epochs left it, in eval mode, with its classes and its normalisation.
+        """The network with the weights after 25 epochs, seed 0, in eval mode, with its classes and its normalisation.
 
         Raises:
-            FileNotFoundError: the weights are not where this file is.
+            FileNotFoundError: the weights file is missing.
             ValueError: the file with the weights is damaged.
         """
         return load_weights(cls(), WEIGHTS)

@@ -1,6 +1,6 @@
 """What a student reads and may change: training, evaluation, the grid of mistakes, the confusion matrix, the curves.
 
-In the order in which the data flows. What it stands on, such as batches, recipes and layers, is in s9/.
+In the order in which the data flows. Batches, recipes and layers are in s9/.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def train(
         model: from normalised float images (N, 3, 32, 32) to logits or log-probabilities (N, classes). It is left on
             `device`, in eval mode, with the weights of the last epoch, and with `preprocessing`: its classes and its
             normalisation.
-        run: keep the run under `root`/`run`: its recipe, environment, history, and one checkpoint per epoch. A finished
-            run is loaded instead of repeated, an unfinished one resumes after its last whole epoch, and one with a
-            "step" schedule goes on if it is asked for more epochs.
+        run: save the run under `root`/`run`: its recipe, environment, history, and one checkpoint per epoch. A finished
+            run is loaded instead of repeated, an unfinished one resumes after its last complete epoch, and one with a
+            "step" schedule continues if more epochs are asked for.
         verbose: print settings, progress and results.
         compile_mode: a mode of torch.compile, such as "default", or "reduce-overhead" for CUDA graphs.
         on_step: called after each step with the numbers of the epoch and of the step, from 0.
@@ -218,7 +218,8 @@ class Trainer:
         }
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean loss of a batch, or of this process's share of it, and how many of those images are right.
+        """The mean loss of a batch, or of this process's share of it, and how many of those images are classified
+        correctly.
 
         For log-probabilities cross-entropy is the negative log-likelihood: log_softmax leaves them as they are.
         """
@@ -297,7 +298,7 @@ class Trainer:
         self._print_learning_rate()
 
     def _print_learning_rate(self) -> None:
-        """The line that torch's schedules printed with verbose=True, when they still had it."""
+        """The line that torch's schedules printed with verbose=True, which torch 2.7 removed."""
         print(f"Adjusting learning rate of group 0 to {self.optimizer.param_groups[0]['lr']:.4e}.", flush=True)
 
 
@@ -327,7 +328,8 @@ def predict(
     precision: str = "auto",
     flip: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Classify the test images of `data`, in eval mode; with `flip` by the mean logits of each and its mirror image.
+    """Classify the test images of `data`, in eval mode; with `flip` by the mean logits of each image and its mirror
+    image (flip averaging).
 
     Returns:
         Predicted classes, (M,) int64, and probabilities, (M, classes) float32.
@@ -345,16 +347,16 @@ def predict(
 
 
 def classify(model: nn.Module, picture: str | Path | Image.Image) -> dict[str, float]:
-    """Classify a picture of any size: the square in its middle, as 32x32 pixels, normalised as for training.
+    """Classify a picture of any size: centre crop, resized to 32x32 and normalised as for training.
 
     Args:
         model: a network with `preprocessing`, as `train`, `load_weights` and `S9Net.pretrained` leave it.
 
     Returns:
-        From class to probability, the likeliest first.
+        From class to probability, most likely first.
 
     Raises:
-        DataError: the file is no picture.
+        DataError: the file is not an image.
         ValueError: the network does not say what its classes are.
     """
     own = getattr(model, "preprocessing", None)
@@ -370,7 +372,7 @@ def classify(model: nn.Module, picture: str | Path | Image.Image) -> dict[str, f
 
 
 def plot_performance(history: list[dict], caption: str) -> plt.Figure:
-    """Loss and accuracy on the training and on the test images, a panel each."""
+    """Loss and accuracy on training and test images, one panel each."""
     title = f"Test accuracy ends at {history[-1]['test_accuracy']:.1f} %"
     figure, axes = new_figure(2, 2, 10, 7, title, caption, sharex=True, sharey="row")
     epochs = [record["epoch"] for record in history]
@@ -379,7 +381,7 @@ def plot_performance(history: list[dict], caption: str) -> plt.Figure:
             axis.plot(epochs, [record[f"{split}_{quantity}"] for record in history], ".-", color=colour)
             axis.set_title(f"{'training' if split == 'train' else 'test'} {quantity}", fontsize=12)
             axis.grid(alpha=0.3)
-        row[0].set_ylabel("cross-entropy, nats" if quantity == "loss" else "percent right")
+        row[0].set_ylabel("cross-entropy, nats" if quantity == "loss" else "accuracy, %")
     for axis in axes[-1]:
         axis.set(xlabel="epoch", xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -389,7 +391,7 @@ def plot_performance(history: list[dict], caption: str) -> plt.Figure:
 def plot_accuracies(
     history: list[dict], caption: str, reference: list[dict] = (), whose: str = "the student's"
 ) -> plt.Figure:
-    """Training and test accuracy an epoch in one panel, over another run's, if one is given as `reference`."""
+    """Training and test accuracy per epoch in one panel, with those of another run if one is given as `reference`."""
     last = history[-1]
     title = f"Training ends at {last['train_accuracy']:.1f} %, test at {last['test_accuracy']:.1f} %"
     if reference:
@@ -403,7 +405,7 @@ def plot_accuracies(
                 line = "--" if prefix else style
                 label = f"{prefix}{'training' if split == 'train' else 'test'} accuracy"
                 axis.plot(x, y, line, color=colour, alpha=alpha, markersize=4, label=label)
-    axis.set(xlabel="epoch", ylabel="percent right")
+    axis.set(xlabel="epoch", ylabel="accuracy, %")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=12)
@@ -413,11 +415,11 @@ def plot_accuracies(
 def plot_mistakes(
     data, predicted: np.ndarray, probabilities: np.ndarray, caption: str, rows: int = 4, columns: int = 5
 ) -> plt.Figure:
-    """The test images that are most confidently taken for something else, the surest first."""
+    """The most confident mistakes on the test images, the most confident first."""
     labels, names = data.test_labels.numpy(), names_to_draw(data.classes)
     wrong = int((predicted != labels).sum())
     surest = surest_mistakes(data, predicted, probabilities)[: rows * columns]
-    title = f"{wrong:,} of {len(labels):,} are wrong; these it is surest of"
+    title = f"{wrong:,} of {len(labels):,} are wrong; the most confident mistakes"
     figure, axes = new_figure(rows, columns, 2.1 * columns, 2.6 * rows + 0.8, title, caption)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -436,7 +438,7 @@ def plot_confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], caption:
     percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     off_diagonal = np.where(np.eye(count, dtype=bool), -1, percent)
     true, taken = np.unravel_index(off_diagonal.argmax(), matrix.shape)
-    title = f"{percent[true, taken]:.0f} % of class '{names[true]}' are taken for '{names[taken]}'"
+    title = f"{percent[true, taken]:.0f} % of class '{names[true]}' are called '{names[taken]}'"
     if count > lesson_figures.MOST_CLASSES:
         return lesson_figures.plot_worst_pairs(matrix, names, title, caption)
     cells = [[f"{n}\n{p:.0f}%" for n, p in zip(*pair, strict=True)] for pair in zip(matrix, percent, strict=True)]

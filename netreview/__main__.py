@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     print(f"{title}:")
     if not given.data:
-        print("Name real images with --data MODULE:CALLABLE: of noise, nothing is said about the data.")
+        print("Give real images with --data MODULE:CALLABLE: noise says nothing about the data.")
     print(findings)
     return int(any(finding.severity == "error" for finding in findings))
 
@@ -67,7 +67,7 @@ def reviewed(given: argparse.Namespace) -> tuple[str, Findings]:
     """
     model = made(given.network, given.args)
     if not isinstance(model, nn.Module):
-        raise Unusable(f"{given.network} gives no network, but a {type(model).__name__}.")
+        raise Unusable(f"{given.network} returns no network, but a {type(model).__name__}.")
     images, labels = _data(given.data) if given.data else _noise(model, given.images, given.size)
     title = f"{given.network} on {len(images[: given.images])} images{'' if given.data else ' of noise'}"
     try:
@@ -87,7 +87,7 @@ def _data(target: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The images and labels that a callable gives."""
     given = made(target)
     if not isinstance(given, tuple | list) or len(given) != 2:
-        raise Unusable(f"{target} has to give (images, labels), and gives a {type(given).__name__}.")
+        raise Unusable(f"{target} has to return (images, labels), and returns a {type(given).__name__}.")
     return tuple(given)
 
 

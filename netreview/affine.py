@@ -1,4 +1,4 @@
-"""Whether a network is worth one matrix, and which."""
+"""Whether a network equals one matrix, and which."""
 
 import copy
 
@@ -14,7 +14,7 @@ AFFINE_TOLERANCE = 1e-4
 @check(
     "affine-network",
     "error",
-    advice="Put a non-linearity, such as a ReLU, behind the layers: without one all of them are worth one.",
+    advice="Insert non-linearities, such as ReLUs, between the layers: without them all layers collapse into one.",
 )
 def affine_network(subject: Subject):
     """Whether the logits of a + b - c are those of a, plus those of b, minus those of c."""
@@ -30,8 +30,8 @@ def affine_network(subject: Subject):
         count = sum(parameter.numel() for parameter in subject.model.parameters())
         size = subject.images.shape[1:].numel() + 1
         evidence = (
-            f"f(a+b-c) and f(a)+f(b)-f(c) differ by {excess:.0e} of the logits' spread; {count:,} parameters do what "
-            f"a matrix of {size} x {subject.outputs(training=False).shape[1]} does."
+            f"f(a+b-c) and f(a)+f(b)-f(c) differ by {excess:.0e} of the logits' spread; {count:,} parameters equal "
+            f"a matrix of {size} x {subject.outputs(training=False).shape[1]}."
         )
         yield Found("", evidence, severity=None if structure else "warning")
 
@@ -50,7 +50,7 @@ def _superposition_excess(subject: Subject) -> float | None:
 
 
 def _free_of_shift(output: torch.Tensor) -> torch.Tensor:
-    """Logits less their mean over the classes, which softmax and log_softmax do not see; of probabilities the logs."""
+    """Logits less their mean over the classes, to which softmax is invariant; the logs of probabilities."""
     is_softmax = (output >= 0).all() and torch.allclose(output.sum(1), output.new_ones(len(output)), atol=1e-5)
     if is_softmax:
         output = output.clamp_min(torch.finfo(output.dtype).tiny).log()
@@ -58,11 +58,11 @@ def _free_of_shift(output: torch.Tensor) -> torch.Tensor:
 
 
 def affine_equivalent(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The matrix and bias that an affine network is worth, in eval mode.
+    """The matrix and bias that an affine network is equivalent to, in eval mode.
 
     Returns:
         matrix (C * H * W, classes) and bias (classes,), float64, with `images.flatten(1) @ matrix + bias` equal to the
-        network's logits; for one that ends in log_softmax up to that, which changes no class.
+        network's logits; up to log_softmax, if the network ends in it.
 
     Raises:
         ValueError: the network is not affine, or no gradient reaches its input.
@@ -83,5 +83,5 @@ def affine_equivalent(model: nn.Module, input_size: tuple[int, int, int]) -> tup
         expected = logits(model(others))
         excess = (others.flatten(1) @ matrix + bias - expected).abs().max()
     if not excess <= AFFINE_TOLERANCE * (expected - bias).abs().max():
-        raise ValueError("affine_equivalent: this network is not affine, so that no matrix replaces it.")
+        raise ValueError("affine_equivalent: this network is not affine.")
     return matrix, bias

@@ -123,7 +123,7 @@ def nothing_trainable(subject: Subject):
 @check(
     "output-shape",
     "error",
-    advice="Return one row of logits for each image, (N, classes): flatten before the head, or behind it.",
+    advice="Return one row of logits for each image, (N, classes): flatten before or after the head.",
 )
 def output_shape(subject: Subject):
     """Outputs other than a row of numbers for each image."""
@@ -141,7 +141,7 @@ def output_shape(subject: Subject):
         yield Found("", f"The output has a shape of {tuple(logits.shape)}, with positions left beside the classes.")
     elif len(logits) == len(subject.images) and not isinstance(result, torch.Tensor) and len(shapes) > 1:
         evidence = (
-            f"Of {len(shapes)} tensors in the output, that of shape {tuple(logits.shape)} is taken for the logits."
+            f"Of {len(shapes)} tensors in the output, that of shape {tuple(logits.shape)} is treated as the logits."
         )
         yield Found("", evidence, "Nothing has to change, if it is: the review looks at this one.", "note")
 

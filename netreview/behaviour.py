@@ -17,7 +17,7 @@ RECTIFIED = ("relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "clamp_min_"
 @check(
     "batch-leak",
     "error",
-    advice="Keep the first axis for the images: look for a view, permute or softmax that mixes them.",
+    advice="Keep axis 0 as the batch: a view, permute or softmax mixes images.",
     unless=("unregistered-parameter",),
 )
 def batch_leak(subject: Subject):
@@ -69,13 +69,13 @@ def stuck_at_zero(subject: Subject):
 @check(
     "constant-output",
     "error",
-    advice="Every image gets the same answer: look for a layer that loses its input.",
+    advice="The output does not depend on the image: look for a layer that loses its input.",
     unless=("batch-leak", "nothing-trainable", "stuck-at-zero"),
 )
 def constant_output(subject: Subject):
     """Outputs that ignore the image."""
     model, images = copied(subject.settled), subject.settled_images
-    awakened(model)  # a layer that starts from zero is not at fault
+    awakened(model)  # a layer that starts from zero is not an error
     logits = subject.logits(subject.run(images, model=model))
     spread = float((logits.max(0).values - logits.min(0).values).max() / logits.abs().max().clamp_min(1e-30))
     if spread < 100 * torch.finfo(logits.dtype).eps:
@@ -85,11 +85,11 @@ def constant_output(subject: Subject):
 @check(
     "dead-activation",
     "warning",
-    advice="Lower the learning rate or the biases, or normalise: these units are off for every image.",
+    advice="Lower the learning rate or the biases, or normalise: these units are dead (0 for every image).",
     unless=("stuck-at-zero",),
 )
 def dead_activations(subject: Subject):
-    """Rectified layers most of whose channels are off for all images."""
+    """ReLUs most of whose channels are 0 for all images."""
     for operation in subject.trained.operations:
         if operation.name in RECTIFIED and operation.images and operation.outputs:
             output = operation.outputs[0].tensor
@@ -104,11 +104,11 @@ def dead_activations(subject: Subject):
 @check(
     "vanishing-gradient",
     "warning",
-    advice="Use ReLU, normalisation or residual connections: hardly any gradient gets to this layer.",
+    advice="Use ReLU, normalisation or residual connections: the gradient almost vanishes here.",
     unless=("stuck-at-zero", "loss-without-gradient", "frozen-by-detach", "dead-activation"),
 )
 def vanishing_gradients(subject: Subject):
-    """Layers that hardly any gradient gets to, against the size of their weights."""
+    """Layers whose gradient is tiny relative to their weights."""
     sizes = subject.gradients if subject.labels_fit else {}
     for path, size in sizes.items():
         if size < 1e-6 and size < 1e-3 * max(sizes.values()):

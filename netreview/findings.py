@@ -10,23 +10,23 @@ SEVERITIES = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that holds a network back."""
+    """One problem of a network."""
 
     check: str  # which check found it, a fixed id such as "discarded-output"
-    severity: str  # "error": it cannot work as meant; "warning": it costs accuracy; "note": worth knowing
-    where: str  # path of a module, or "" for the whole
+    severity: str  # "error": does not work as intended; "warning": costs accuracy; "note": for information
+    where: str  # path of a module, or "" for the network
     evidence: str  # the numbers
     advice: str  # one sentence
 
 
 class Findings(list):
-    """Findings, the worst first; prints as a table, and shows as one in a notebook."""
+    """Findings, most severe first; rendered as a table in print and in notebooks."""
 
     def __init__(self, findings: Iterable[Finding] = ()):
         super().__init__(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
     def _rows(self) -> list[tuple[str, str, str, str, str]]:
-        """One row for all findings of one check that say the same."""
+        """One row for all identical findings of one check."""
         groups: dict[tuple, list[Finding]] = {}
         for finding in self:
             groups.setdefault((finding.severity, finding.check, finding.advice), []).append(finding)

@@ -1,4 +1,4 @@
-"""What the numbers of a training's epochs say about it."""
+"""Diagnoses a training history."""
 
 import math
 
@@ -8,7 +8,7 @@ from netreview.findings import Finding, Findings
 def review_history(history: list[dict]) -> Findings:
     """What a training's history says about it; each finding is about the last epochs.
 
-    `history` has one record an epoch: epoch, train_loss, test_loss, and train_accuracy and test_accuracy in percent.
+    `history` has one record per epoch: epoch, train_loss, test_loss, and train_accuracy and test_accuracy in percent.
     """
     if not history:
         return Findings()
@@ -33,13 +33,13 @@ def review_history(history: list[dict]) -> Findings:
         )
         return Findings([*findings, Finding("test-set-differs", "error", "", numbers, advice)])
     if train - test > 10:
-        advice = "Augment the images, smooth the labels, or use weight decay."
+        advice = "Augment the images, or use label smoothing or weight decay."
         findings.append(Finding("overfitting", "warning", "", numbers, advice))
     if train < 70 and train < test + 5:
-        advice = "The network cannot learn even its own lesson: look at its structure and at the learning rate first."
+        advice = "The network does not fit its training set: check its architecture and the learning rate first."
         findings.append(Finding("underfitting", "warning", "", numbers, advice))
     if test - train > 2:
-        advice = "Lessen augmentation and dropout: training is harder than the test, in a short schedule too hard."
+        advice = "Reduce augmentation or dropout: too strong for this schedule."
         findings.append(Finding("over-regularised", "warning", "", numbers, advice))
     half = history[len(history) // 2]
     if (
@@ -49,6 +49,6 @@ def review_history(history: list[dict]) -> Findings:
         evidence = (
             f"The test loss was {half['test_loss']:.4f} after epoch {half['epoch']} and is {last['test_loss']:.4f}."
         )
-        advice = "More epochs of this will not help: change the learning rate, or the network."
+        advice = "More epochs with these settings will not help: change the learning rate or the network."
         findings.append(Finding("plateau", "warning", "", evidence, advice))
     return Findings(findings)

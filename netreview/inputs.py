@@ -1,4 +1,4 @@
-"""Checks of the images, as the network gets them."""
+"""Checks of the preprocessed images."""
 
 import torch
 
@@ -60,7 +60,7 @@ def scrambled_image(subject: Subject):
 
 
 def _roughness(images: torch.Tensor) -> float:
-    """How far neighbouring pixels differ on average, as a share of the standard deviation."""
+    """Mean difference of neighbouring pixels, relative to the standard deviation."""
     deviation = (images - images.mean((0, 2, 3), keepdim=True)).square().mean().sqrt()
     steps = [images.diff(dim=axis).abs().mean() for axis in (2, 3)]
     return float(sum(steps) / 2 / deviation.clamp_min(1e-12))

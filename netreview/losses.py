@@ -152,7 +152,7 @@ def loss_without_gradient(subject: Subject):
 @check(
     "double-softmax",
     "error",
-    advice="Return logits, with nothing behind the last layer: this loss takes the softmax or sigmoid itself.",
+    advice="Return logits, with nothing after the last layer: this loss applies the softmax or sigmoid itself.",
 )
 def double_softmax(subject: Subject):
     """Softmax, sigmoid or the like between the last layer and a loss that takes logits."""
@@ -190,14 +190,12 @@ def loss_mismatch(subject: Subject):
         last = _last_operation(subject)
         if last in RECTIFIES:
             share = float((output == 0).float().mean())
-            evidence = f"A ReLU stands behind the last layer: {100 * share:.0f} % of the logits are 0."
-            advice = (
-                "Leave out the activation behind the last layer: a logit of 0 gets no gradient, and none is negative."
-            )
+            evidence = f"A ReLU follows the last layer: {100 * share:.0f} % of the logits are 0."
+            advice = "Remove the activation after the last layer: a logit of 0 gets no gradient, and none is negative."
             yield Found("", evidence, advice)
         elif last == "dropout":
-            advice = "Put dropout in front of the last layer, not behind it: here it drops whole classes."
-            yield Found("", "Dropout stands behind the last layer, on the logits.", advice, "warning")
+            advice = "Put dropout before the last layer, not after it: here it drops entire classes."
+            yield Found("", "Dropout follows the last layer, on the logits.", advice, "warning")
         elif last == "_log_softmax" and loss.wants == SCORES:
             yield Found("", "The loss takes a sigmoid of each number; the outputs are log-probabilities.")
 

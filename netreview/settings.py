@@ -99,7 +99,7 @@ def left_in_eval_mode(subject: Subject):
     unless=("nothing-trainable",),
 )
 def optimizer_misses(subject: Subject):
-    """Parameters that the optimiser does not have."""
+    """Parameters missing from the optimiser."""
     if subject.optimizer is None:
         return
     held = {id(parameter) for group in subject.optimizer.param_groups for parameter in group["params"]}
@@ -110,7 +110,7 @@ def optimizer_misses(subject: Subject):
     ]  # fmt: skip
     if missed:
         strangers = len(held - own.keys())
-        evidence = f"{len(missed)} parameters are not among the optimiser's, the first {missed[0]}."
+        evidence = f"{len(missed)} parameters are missing from the optimiser, the first {missed[0]}."
         if strangers:
             evidence += f" It holds {strangers} that are not the network's: was it built for another, or for a copy?"
         yield Found(missed[0].rpartition(".")[0], evidence)

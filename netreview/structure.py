@@ -18,7 +18,7 @@ from netreview.traces import Operation, Value
     advice="Keep layers in an nn.ModuleList or nn.ModuleDict: in a plain list they are not trained.",
 )
 def unregistered(subject: Subject):
-    """Layers and parameters that hide from model.parameters()."""
+    """Layers and parameters that are not registered with the model."""
     model = subject.original
     registered = {id(item) for item in (*model.modules(), *model.parameters(), *model.buffers())}
     skip = {"_parameters", "_buffers", "_modules"}
@@ -40,13 +40,13 @@ def unregistered(subject: Subject):
             count = 0 if name in skip else hidden(value)
             if count:
                 where = f"{path}.{name}".lstrip(".")
-                yield Found(where, f"{count:,} parameters are not the model's.")
+                yield Found(where, f"{count:,} parameters are missing from model.parameters().")
 
 
 @check(
     "discarded-output",
     "error",
-    advice="Use what this module returns: as it is, its result is dropped and the module does nothing.",
+    advice="Use this module's output: now it is discarded, and the module has no effect.",
 )
 def discarded(subject: Subject):
     """Results of modules, functions and methods that nothing uses."""
@@ -64,7 +64,7 @@ def discarded(subject: Subject):
             outermost.append(path)
     for path in (path for path in found if path in outermost):
         dropped, kind = found[path].count(False), type(subject.model.get_submodule(path)).__name__
-        yield Found(path, f"{kind}: {dropped} of {len(found[path])} results never reach the output.")
+        yield Found(path, f"{kind}: {dropped} of {len(found[path])} calls have an unused result.")
     for operation in _dropped_functions(subject):
         name = "dropout" if operation.is_dropout else operation.name.replace("native_", "").strip("_")
         shape = tuple(operation.outputs[0].tensor.shape)
@@ -102,7 +102,7 @@ def _dropped_functions(subject: Subject) -> list[Operation]:
 
 @check("unused-module", "warning", advice="Call this module in forward, or delete it.")
 def unused(subject: Subject):
-    """Modules that no forward pass calls, and whose weights it does not use in another way."""
+    """Modules that no forward pass calls, and whose weights it does not use otherwise."""
     used = {call.path for recorded in subject.traces for call in recorded.calls}
     for recorded in subject.traces:
         live = recorded.live
@@ -122,14 +122,14 @@ def unused(subject: Subject):
 @check(
     "frozen-by-detach",
     "error",
-    advice="Remove what cuts the graph behind this layer, such as detach or no_grad: it gets no gradient.",
+    advice="Remove the detach, no_grad or .data after this layer: it gets no gradient.",
     unless=("loss-without-gradient",),
 )
 def detached(subject: Subject):
-    """Parameters that the output depends on and that get no gradient all the same."""
+    """Parameters that the output depends on but that get no gradient."""
     model, _, _ = subject.step
     _, trained = subject.traces
-    # Auxiliary outputs, of which the loss knows nothing, do not count.
+    # Auxiliary outputs that the loss ignores do not count.
     live = {value.name for value in trained.reaching([subject.logits_of(trained)])}
     frozen = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None and name in live]
     if frozen:
@@ -138,7 +138,7 @@ def detached(subject: Subject):
         yield Found(where, evidence)
 
 
-@check("linear-pair", "warning", advice="Put a non-linearity between these two layers, or make them one.")
+@check("linear-pair", "warning", advice="Put a non-linearity between these two layers, or merge them.")
 def linear_pairs(subject: Subject):
     """Two layers in a row with nothing non-linear between them."""
     recorded, _ = subject.traces
@@ -169,16 +169,16 @@ def _judge_pair(first: Operation, second: Operation) -> Found:
     spent = inputs * middle * size1**2 // groups1 + middle * outputs * size2**2 // groups2
     evidence = f"{spent:,} parameters in this layer and {second.where}, where one layer takes {merged:,}."
     if groups1 > 1 and size2 == 1:
-        advice = "A depthwise layer with its pointwise one is usual; an activation between them is worth a try."
+        advice = "A depthwise layer with its pointwise one is common; consider an activation between them."
     elif middle < min(inputs, outputs):
-        advice = "A narrow layer without activation between two wide ones may well be meant: MobileNet v2 has many."
+        advice = "A narrow layer without activation between two wide ones may be intended: MobileNet v2 has many."
     else:
         return Found(first.where, evidence)
     return Found(first.where, evidence, advice, "note")
 
 
 def _layer_shape(operation: Operation) -> tuple[int, int, int, int]:
-    """Channels in and out, kernel size as far as it reaches, groups."""
+    """Channels in and out, effective kernel size, groups."""
     if operation.name != "convolution":
         weight = operation.args[-1]
         return weight.shape[0], weight.shape[1], 1, 1
@@ -190,7 +190,7 @@ def _layer_shape(operation: Operation) -> tuple[int, int, int, int]:
 @check(
     "missing-norm",
     "warning",
-    advice="Put normalisation and an activation behind this convolution, as behind the others.",
+    advice="Add normalisation and an activation after this convolution, as after the others.",
 )
 def bare_convolutions(subject: Subject):
     """Convolutions that lack the normalisation that others have."""
@@ -208,11 +208,9 @@ def bare_convolutions(subject: Subject):
                 yield Found(operation.where, evidence)
 
 
-@check(
-    "bias-before-norm", "note", advice="Give this layer bias=False: the BatchNorm behind it takes the bias away again."
-)
+@check("bias-before-norm", "note", advice="Give this layer bias=False: the following BatchNorm cancels the bias.")
 def useless_biases(subject: Subject):
-    """Biases that the normalisation behind them takes away."""
+    """Biases cancelled by the following normalisation."""
     recorded, _ = subject.traces
     consumers = recorded.consumers
     for operation in recorded.operations:
@@ -235,9 +233,9 @@ def _ends_in_layers(value: Value, consumers: dict) -> bool:
     return bool(ends) and all(ends)
 
 
-@check("downsampled-too-far", "warning", advice="Stride less or later: this kernel sees more padding than picture.")
+@check("downsampled-too-far", "warning", advice="Downsample less: the kernel is larger than its input feature map.")
 def small_maps(subject: Subject):
-    """Maps smaller than the kernels on them."""
+    """Feature maps smaller than the kernels applied to them."""
     recorded, _ = subject.traces
     small = []
     for operation in recorded.operations:
@@ -255,7 +253,7 @@ def small_maps(subject: Subject):
 @check(
     "receptive-field",
     "note",
-    advice="Use more layers, larger kernels, dilation or earlier strides, so that a position sees enough.",
+    advice="Use more layers, larger kernels, dilation or earlier strides, to enlarge the receptive field.",
 )
 def small_field(subject: Subject):
     """A receptive field, before a pooling of whole maps, that is smaller than the image."""
@@ -270,4 +268,4 @@ def small_field(subject: Subject):
     fields = [followed.fields[value] for value in maps if value.tensor.shape[2:].numel() > 1]
     seen = max((max(field.extent) for field in fields), default=math.inf)
     if seen < size[-1] and not any(field.clipped for field in fields):
-        yield Found("", f"The last convolution sees {seen} pixels of {size[-1]}.")
+        yield Found("", f"The last convolution has a receptive field of {seen} pixels of {size[-1]}.")

@@ -1,4 +1,4 @@
-"""Copies of what is reviewed, and what several checks need of them, computed once."""
+"""Copies under review, and intermediate results that several checks share."""
 
 import functools
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class LossFails(Unanswerable):
 
 
 class Subject:
-    """Copies of what is reviewed, and what several checks need of them, computed once.
+    """Copies under review, and intermediate results that several checks share.
 
     Each property raises DoesNotRun where the network's own code does, and Unanswerable where something else is missing
     that another check reports.
@@ -168,7 +168,7 @@ class Subject:
     def settled(self) -> nn.Module:
         """A copy in eval mode and double precision, whose BatchNorms have the statistics of these images.
 
-        In single precision where double does not work.
+        float32 where float64 fails.
         """
         model = copied(self.model).eval()
         for module in model.modules():
@@ -183,7 +183,7 @@ class Subject:
             with torch.no_grad():
                 precise(self.few.double())
             return precise
-        except Exception:  # something in it does not follow .double()
+        except Exception:  # something in it does not support .double()
             return model
 
     @property

@@ -1,4 +1,4 @@
-"""A network from outside: torchsummary's table, its export to ONNX, and the picture drawn from that."""
+"""A network from outside: torchsummary's table, its export to ONNX, and the diagram drawn from that."""
 
 import ast
 import contextlib
@@ -29,13 +29,13 @@ OPERATION_COLOURS = {  # by ONNX operator; others are white
 def layer_summary(model: nn.Module, input_size: tuple[int, int, int]) -> str:
     """torchsummary's table of the layers and its totals, for images of `input_size` (C, H, W).
 
-    torchsummary itself runs the model in train mode, which moves BatchNorm's statistics and the random states; here a
-    copy is run, and the random states are put back.
+    torchsummary itself runs the model in train mode, which changes BatchNorm's statistics and the random states; here
+    a copy is run, and the random states are restored.
     """
     text = io.StringIO()
     with kept_random_states(), contextlib.redirect_stdout(text):
         torchsummary.summary(copy.deepcopy(model).cpu(), input_size, device="cpu")
-    table, _, _ = text.getvalue().partition("Input size (MB)")  # what follows is a guess at memory
+    table, _, _ = text.getvalue().partition("Input size (MB)")  # drop the memory estimate
     return table.strip("\n")
 
 
@@ -58,7 +58,7 @@ def export_onnx(model: nn.Module, path: str | Path, input_size: tuple[int, int, 
             model, (images,), input_names=["images"], output_names=["logits"], dynamic_shapes=shapes, dynamo=True,
             optimize=False, verbose=False,
         )  # fmt: skip
-        # Not the exporter's own optimisation, which would melt BatchNorm into the convolution before it.
+        # Not the exporter's own optimisation, which would fold BatchNorm into the convolution before it.
         optimizer.fold_constants(program.model)
         optimizer.remove_unused_nodes(program.model)
         program.save(path)
@@ -72,7 +72,8 @@ def export_onnx(model: nn.Module, path: str | Path, input_size: tuple[int, int, 
 
 
 def draw_onnx(path: str | Path) -> str:
-    """The network in an ONNX file as SVG text: a box an operation, a frame a block, the map sizes between them."""
+    """The network in an ONNX file as SVG text: a box per operation, a frame per block, feature-map sizes between
+    them."""
     import onnx
     import pygraphviz
 
@@ -100,7 +101,7 @@ def draw_onnx(path: str | Path) -> str:
         drawing.add_node(value.name)
         producers[value.name] = value.name
     for node in graph.node:
-        # What is computed from shapes and constants alone is bookkeeping, and not drawn.
+        # What is computed from shapes and constants alone is not drawn.
         if node.op_type == "Shape" or not any(value in producers for value in node.input):
             continue
         colour = OPERATION_COLOURS.get(node.op_type, "white")

@@ -1,4 +1,4 @@
-"""Whole batches of shuffled, augmented and normalised images, made on the device."""
+"""Batches of shuffled, augmented and normalised images, made on the device."""
 
 import math
 
@@ -31,7 +31,7 @@ def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class Batches:
-    """Whole batches of shuffled, augmented and normalised images, made on the device without worker processes.
+    """Batches of shuffled, augmented and normalised images, made on the device without worker processes.
 
     Iterating gives (images, labels): float32 (B, C, H, W), channels-last in memory, and int64 (B,). The last batch may
     be smaller. Everything random is drawn anew for each image and depends only on `seed` and `epoch`.
@@ -40,9 +40,9 @@ class Batches:
         images, labels: uint8 (N, C, H, W) and int64 (N,).
         mean, std: of each channel, in 0..1, as `channel_statistics` gives them.
         shuffle: take the images in a new order each epoch.
-        crop: shift each image by up to so many pixels along both axes; its mirror image fills the rim.
+        crop: shift each image by up to this many pixels along both axes; the border is filled by reflection.
         flip: mirror half of the images, left to right.
-        cutout: side of a square that is blanked out, in pixels; its centre lies anywhere in the image, so that part of
+        cutout: side of a square that is set to zero, in pixels; its centre lies anywhere in the image, so that part of
             it may lie outside (DeVries and Taylor 2017, arXiv:1708.04552). 0 for none.
 
     Raises:

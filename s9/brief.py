@@ -1,4 +1,4 @@
-"""The brief that the course gave its students, checked on any network by what it computes, not by names of classes."""
+"""The assignment's requirements, checked on any network by tracing it."""
 
 import html
 from typing import NamedTuple
@@ -25,7 +25,7 @@ def html_table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 class Rule(NamedTuple):
-    """A row of the brief: what it asks, what was found, the bound and whether it is kept."""
+    """One requirement: what it asks, the value found, the limit, and whether it is met."""
 
     rule: str
     found: str
@@ -34,11 +34,11 @@ class Rule(NamedTuple):
 
 
 class Brief(list):
-    """The rules in their order; prints as a table, and shows as one in a notebook."""
+    """The requirements in order; rendered as a table in print and in notebooks."""
 
     @property
     def passed(self) -> bool:
-        """Whether all rules are kept."""
+        """Whether all requirements are met."""
         return all(rule.passed for rule in self)
 
     def __str__(self) -> str:
@@ -58,11 +58,11 @@ class Brief(list):
 
 
 def check_brief(model: nn.Module, test_accuracy: float | None, input_size: tuple[int, int, int] = (3, 32, 32)) -> Brief:
-    """Check a network against the brief: its size, its view, its parts and its accuracy.
+    """Check a network against the requirements: parameters, receptive field, layer types and accuracy.
 
     Args:
-        model: from images (N, C, H, W) to logits (N, classes); it is left as it was.
-        test_accuracy: percent of the test images right; None where it is not known, and not asked for.
+        model: from images (N, C, H, W) to logits (N, classes); it is not modified.
+        test_accuracy: in percent; None where it is not known, and not asked for.
         input_size: of one image, (C, H, W).
 
     The receptive field is that of a position of the last maps, before they are averaged: what normalises a whole map,
@@ -96,7 +96,7 @@ def check_brief(model: nn.Module, test_accuracy: float | None, input_size: tuple
             f"> {LEAST_FIELD}",
             field > LEAST_FIELD or clipped,
         ),
-        Rule("pooling that takes a maximum", _some(maxima), "none", not maxima),
+        Rule("max pooling", _some(maxima), "none", not maxima),
         Rule("depthwise-separable convolutions", _some(separable), "at least one", bool(separable)),
         Rule("dilated convolutions", _some(dilated), "at least one", bool(dilated)),
         Rule(
@@ -113,7 +113,7 @@ def check_brief(model: nn.Module, test_accuracy: float | None, input_size: tuple
 
 
 def _some(names: list[str]) -> str:
-    """How many there are, and the first."""
+    """Count and first name."""
     return f"{len(names)}, such as {names[0]}" if len(names) > 1 else names[0] if names else "none"
 
 
@@ -135,7 +135,7 @@ def _is_dilated(operation: Operation) -> bool:
 
 
 def _is_separable(operation: Operation, recorded: Trace) -> bool:
-    """Whether it is a depthwise convolution, and the next layer behind it mixes the channels at each pixel."""
+    """Whether it is a depthwise convolution, followed by a pointwise layer."""
     if operation.name != "convolution" or max(_kernel(operation)) == 1:
         return False
     channels, groups = operation.args[0].shape[1], operation.args[8]

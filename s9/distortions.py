@@ -1,4 +1,4 @@
-"""Test images made worse in ways of equal squared error, to tell what a network goes by."""
+"""Test images made worse in ways of equal squared error, to tell what a network relies on."""
 
 import io
 

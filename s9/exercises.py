@@ -48,21 +48,21 @@ def check_mended(block: Callable[..., nn.Module], ours: Callable[..., nn.Module]
             )
         results[use_relu] = torch.allclose(computed, expected, atol=1e-5)
     if results[True]:
-        return "Well done: your block computes what the mended one does."
+        return "Well done: your block computes what the fixed one does."
     if results[False]:
-        return "Not yet: your block still computes what the student's did; what the ReLU returns has to go on."
-    return "Not yet: your block computes something else than both the student's block and the mended one."
+        return "Not yet: your block still computes what the student's did; use the value that the ReLU returns."
+    return "Not yet: its output matches neither the student's block nor the fixed one."
 
 
 def check_planted(model: nn.Module, classes: int = 10) -> str:
-    """Exercise 2: let the review look at a network with a planted fault, which is an error or a warning to it."""
+    """Exercise 2: let the review look at a network with a hidden fault, which is an error or a warning to it."""
     if not isinstance(model, nn.Module):
         return "Not yet: give an instance of your network, such as MyNetwork()."
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(64, 3, 32, 32, generator=generator), torch.arange(64) % classes
     found = [finding for finding in review(model, images, labels) if finding.severity in ("error", "warning")]
     if not found:
-        return "Not yet: the review finds nothing. Plant a bug that changes what the network can compute."
+        return "Not yet: the review finds nothing. Hide a bug that changes what the network can compute."
     where = found[0].where or "the whole"
     if found[0].check == "does-not-run":
         return f"Not yet: your network does not run any more ({found[0].evidence}); a bug that is planted well lets it."
@@ -108,12 +108,12 @@ def check_picture(answer: dict[str, float], truth: str) -> str:
         return f"Not yet: {truth!r} is none of the classes, which are {', '.join(answer)}."
     best = max(answer, key=answer.get)
     if best == truth:
-        return f"Well done: it is taken for the {truth} that it is, with {100 * answer[best]:.0f} %."
-    return f"Not yet: the {truth} is taken for a {best} ({100 * answer[best]:.0f} %); try another picture, or a part."
+        return f"Well done: it is correctly classified as {truth} ({100 * answer[best]:.0f} %)."
+    return f"Not yet: the {truth} is classified as {best} ({100 * answer[best]:.0f} %); try another picture, or a crop."
 
 
 def check_small(model: nn.Module) -> str:
-    """Exercise 5: count parameters, and check what the brief asks of the structure."""
+    """Exercise 5: count parameters, and check what the assignment asks of the structure."""
     if not isinstance(model, nn.Module):
         return "Not yet: give an instance of your network, such as S9Net()."
     count = count_parameters(model)
@@ -124,5 +124,5 @@ def check_small(model: nn.Module) -> str:
     if count >= SMALL:
         return f"Not yet: {count:,} parameters; {count - SMALL + 1:,} have to go."
     if broken:
-        return f"Not yet: {count:,} parameters are few enough, but the brief is broken: {', '.join(broken)}."
-    return f"Well done: {count:,} parameters, and the brief is kept. Now train it."
+        return f"Not yet: {count:,} parameters are few enough, but these requirements fail: {', '.join(broken)}."
+    return f"Well done: {count:,} parameters, and all requirements are met. Now train it."

@@ -38,10 +38,10 @@ def unfinished(folder: Path) -> Iterator[Path]:
 def write_whole(path: Path, write: Callable[[Path], object], previous: Path | None = None) -> None:
     """Call `write(temporary)` and rename the result to `path`, so that `path` is never half-written.
 
-    What was there before is kept as `previous`, if that is given.
+    An earlier file is kept as `previous`, if that is given.
 
     Raises:
-        OSError: of `path`, whichever file could not be written; what was there before is whole.
+        OSError: of `path`, whichever file could not be written; earlier files are intact.
     """
     try:
         with unfinished(path.parent) as folder:
@@ -57,7 +57,7 @@ def write_whole(path: Path, write: Callable[[Path], object], previous: Path | No
 
 
 def _keep(path: Path, previous: Path, temporary: Path) -> None:
-    """Give the file a second name, in one step, so that at any moment both names stand for whole files."""
+    """Give the file a second name, in one step, so that both names stand for complete files at any moment."""
     try:
         os.link(path, temporary)
     except OSError:  # a file system without links
@@ -122,4 +122,4 @@ def read_tensors(path: Path):
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch's own message says how to run what is in the file
-        raise DamagedError(f"{path} holds something else than tensors and plain Python") from error
+        raise DamagedError(f"{path} holds something other than tensors and plain Python") from error

@@ -1,4 +1,4 @@
-"""What is refused before training starts, and what is said after it failed."""
+"""Checks before training, and error messages for failures in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PyTorch's Conv2d and Dropout, with a faster way through training on a CPU."""
+"""Drop-in Conv2d and Dropout with a faster CPU training path."""
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ def _ordinary(x: torch.Tensor) -> bool:
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d whose dilated forms are quicker to train on a CPU, with the same numbers up to rounding.
+    """nn.Conv2d whose dilated forms train faster on a CPU, with equal results up to rounding.
 
     torch's backward pass of a dilated convolution is slow there. Two forms of it come down to a plain convolution, if
     the padding is of zeros and a multiple of the dilation:
@@ -34,7 +34,7 @@ class Conv2d(nn.Conv2d):
         padding = self._padding_in_dilations()
         if self.training and self.dilation != (1, 1) and padding is not None and _ordinary(x) and x.ndim == 4:
             if self.stride == self.dilation:
-                picked = F.avg_pool2d(x, 1, self.stride)  # a pool of one pixel: copies faster than slicing
+                picked = F.avg_pool2d(x, 1, self.stride)  # 1x1 pooling: faster than slicing
                 return F.conv2d(picked, self.weight, self.bias, padding=padding, groups=self.groups)
             if self.stride == (1, 1) and self.groups == self.in_channels:
                 return self._in_phases(x, padding)
@@ -56,7 +56,7 @@ class Conv2d(nn.Conv2d):
         layout = torch.channels_last if last else torch.contiguous_format
         (down, right), (height, width) = self.dilation, x.shape[2:]
         if height % down or width % right:
-            x = F.pad(x, (0, -width % right, 0, -height % down))  # zeros, as the padding of the whole map has
+            x = F.pad(x, (0, -width % right, 0, -height % down))  # zeros, like the convolution's own padding
         phases = x.permute(0, 2, 3, 1).unflatten(2, (-1, right)).unflatten(1, (-1, down))  # (N, H/d, d, W/d, d, C)
         phases = phases.permute(0, 2, 4, 1, 3, 5)  # (N, d, d, H/d, W/d, C)
         plain = phases.flatten(0, 2).permute(0, 3, 1, 2)  # (N * d * d, C, H/d, W/d), channels-last in memory
@@ -68,10 +68,10 @@ class Conv2d(nn.Conv2d):
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout whose random draw on a CPU is ten times faster, for p from 0.01 to 0.9, which is met to 1/65,536.
+    """nn.Dropout with a ten times faster random generator on CPUs, for p from 0.01 to 0.9; p is rounded to 1/65,536.
 
-    torch draws a float for each activation from one slow sequence. Here a quick generator, seeded from torch's, draws
-    64 bits for every four. Like nn.Dropout it depends on torch.manual_seed alone, but not with the same result. Any
+    PyTorch draws one float per activation. Here a faster generator, seeded from torch's, draws 16 bits per activation.
+    Like nn.Dropout it depends on torch.manual_seed alone, but gives different masks. Any
     other p, and whatever compiles, exports or traces it, gets nn.Dropout.
     """
 
@@ -81,8 +81,8 @@ class Dropout(nn.Dropout):
         if seed is None:
             return super().forward(x)
         draws = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.uint16)[: x.numel()]
-        kept = torch.from_numpy((draws >= round(self.p * 65536)).view(np.uint8))  # bytes turn into floats quicker
-        # Laid out in memory as x is, so that nothing has to be rearranged.
+        kept = torch.from_numpy((draws >= round(self.p * 65536)).view(np.uint8))  # uint8 converts faster than bool
+        # Same memory layout as x.
         mask = kept.as_strided(x.size(), torch.empty_like(x).stride()).to(x.dtype).mul_(1 / (1 - self.p))
         return x.mul_(mask) if self.inplace else x * mask
 

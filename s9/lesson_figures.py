@@ -82,7 +82,7 @@ def plot_samples(data, caption: str, seed: int = 0) -> plt.Figure:
     generator = torch.Generator().manual_seed(seed)
     shown, counted = classes_shown(data.classes)
     names, rows, size = names_to_draw(data.classes), math.ceil(len(shown) / 2), data.train_images.shape[-1]
-    title = f"{counted}, {size}x{size} pixels: hard to tell, even for you"
+    title = f"{counted}, {size}x{size} pixels: ten classes, small images"
     figure, axes = new_figure(rows, 10, 11, 1.3 * rows + 0.8, title, caption)
     for place, label in enumerate(shown):
         row = axes[place // 2, 5 * (place % 2) :][:5]
@@ -98,7 +98,7 @@ def plot_samples(data, caption: str, seed: int = 0) -> plt.Figure:
 
 def plot_augmentations(versions: torch.Tensor, caption: str) -> plt.Figure:
     """An image beside its augmentations: (1 + count, 3, H, W) uint8, as `augmented_versions` gives them."""
-    title = "One photo, many lessons: each epoch sees another version"
+    title = "One image, eight augmented versions"
     figure, axes = new_figure(1, len(versions), 1.25 * len(versions), 2.1, title, caption)
     for axis, version in zip(axes.flat, versions, strict=True):
         show_image(axis, version, "original" if axis is axes.flat[0] else "")
@@ -191,20 +191,20 @@ def plot_ladder(rungs: dict[str, list[dict]], caption: str) -> plt.Figure:
         text = f"{accuracy:.1f} %" + ("" if gain is None else f"  ({gain:+.1f})")
         bars.text(accuracy + 1, place, text, va="center", fontsize=12)
     bars.set_yticks(range(len(rungs)), labels)
-    bars.set(xlim=(0, 1.4 * max(last)), xlabel="percent of test images right, last epoch (gain over the bar above)")
+    bars.set(xlim=(0, 1.4 * max(last)), xlabel="test accuracy, %, last epoch (gain over the bar above)")
     bars.set_xticks(range(0, 101, 20))
     bars.invert_yaxis()
     for history, colour, label in zip(rungs.values(), colours, labels, strict=True):
         epochs = [record["epoch"] for record in history]
         curves.plot(epochs, [record["test_accuracy"] for record in history], ".-", color=colour, label=label)
-    curves.set(xlabel="epoch", ylabel="percent of test images right")
+    curves.set(xlabel="epoch", ylabel="test accuracy, %")
     curves.xaxis.get_major_locator().set_params(integer=True)
     curves.grid(alpha=0.3)
     return figure
 
 
 def plot_search(rows: list[dict], caption: str, chosen: str) -> plt.Figure:
-    """What a search tried: accuracy on held-out images against seconds an epoch, dots as large as the parameters.
+    """What a search tried: accuracy on held-out images against s/epoch, dots as large as the parameters.
 
     Args:
         rows: with `candidate`, `held_out_accuracy`, `seconds_an_epoch` and `parameters`, as in assets/search.csv.
@@ -223,7 +223,7 @@ def plot_search(rows: list[dict], caption: str, chosen: str) -> plt.Figure:
         axis.scatter(*place, s=row["parameters"] / 1000, color=colour, alpha=0.7)
         beside = (7, 4 - 16 * (index % 2))  # above and below in turn, so that neighbours' names keep apart
         axis.annotate(row["candidate"], place, xytext=beside, textcoords="offset points", fontsize=9)
-    axis.set(xlabel="seconds an epoch", ylabel="percent of held-out images right")
+    axis.set(xlabel="s/epoch", ylabel="validation accuracy, %")
     axis.margins(x=0.15)
     axis.grid(alpha=0.3)
     return figure
@@ -257,14 +257,14 @@ def plot_worst_pairs(matrix: np.ndarray, names: list[str], title: str, caption: 
     bars.yaxis.set_ticks(range(len(worst)), labels, parse_math=False, fontfamily=_fonts_here()[0])
     for place, pair in enumerate(worst):
         bars.text(share[pair], place, f" {matrix[pair]} of {matrix[pair[0]].sum()}", va="center", fontsize=9)
-    bars.set(xlabel="percent of the true class", title="what is most often taken for what")
+    bars.set(xlabel="percent of the true class", title="most frequent confusions")
     bars.margins(x=0.2)
     bars.invert_yaxis()
     return figure
 
 
 def surest_mistakes(data, predicted: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Indices of the test images that are taken for something else, the most confident mistake first."""
+    """Indices of the misclassified test images, the most confident mistake first."""
     wrong = np.flatnonzero(predicted != data.test_labels.numpy())
     return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
 

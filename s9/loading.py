@@ -36,7 +36,7 @@ CIFAR10_MIRRORS = (  # byte-identical; the original host is slow
     f"https://www.cs.toronto.edu/~kriz/{CIFAR10_ARCHIVE}",
 )
 IMAGE_SIZE = 32  # pixels a side
-LARGEST_ARCHIVE = 8 * 2**30  # bytes, unpacked; more is taken for an attack or a mistake
+LARGEST_ARCHIVE = 8 * 2**30  # bytes, unpacked; more is refused as an attack or a mistake
 SILENT_HOST_SECONDS = 15  # a host that answers nothing for so long is given up
 
 
@@ -51,8 +51,8 @@ def load_data(source: str | Path | None = None, root: str | Path = "data") -> Da
         root: folder for downloads and for the cache of decoded images.
 
     Images of another size are resized to 32x32, grey ones become three equal channels, and how many is printed.
-    Transparent, animated and 16-bit ones are refused, since what they should look like here is anyone's guess. Test
-    images that are also training images are counted and told.
+    Transparent, animated and 16-bit images are refused. Test images that are also training images are counted in a
+    warning.
 
     Raises:
         DataError: the data cannot be had or used; the message says which file, and what to do.
@@ -119,7 +119,7 @@ def _load_cached(source: Path, root: Path) -> Data:
 
 
 def _read_cache(cache: Path) -> tuple[Data, list[str]] | None:
-    """What an earlier load left, or None where there is nothing that is whole."""
+    """What an earlier load left, or None where nothing valid is there."""
     try:
         content, notes = read_tensors(cache)
         data = Data(*content)
@@ -164,7 +164,7 @@ def _fingerprint(source: Path) -> str:
 def _read_archive(archive: Path, root: Path) -> tuple[Data, list[str]]:
     """Unpack a tar archive into a folder that is gone afterwards, and read that."""
     if archive.name == CIFAR10_ARCHIVE and not check_md5(archive, CIFAR10_MD5):
-        raise DataError(f"{archive} is not the archive of CIFAR-10, or not whole: delete it and get it again.")
+        raise DataError(f"{archive} is not CIFAR-10's archive, or incomplete: delete it and download it again.")
     with unfinished(root if os.access(root, os.W_OK) else Path(tempfile.gettempdir())) as folder:
         try:
             with tarfile.open(archive) as tar:
@@ -181,7 +181,7 @@ def _read_archive(archive: Path, root: Path) -> tuple[Data, list[str]]:
                     tar.extract(member, folder, filter="data")  # refuses paths outside the folder
         except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
             raise DataError(
-                f"{archive} is not a whole, safe tar archive ({_in_a_line(error)}): get it again."
+                f"{archive} is not a complete, safe tar archive ({_in_a_line(error)}): get it again."
             ) from error
         try:
             return _read_folder(folder, name=archive.name)
@@ -290,9 +290,9 @@ def _read_image(path: str) -> tuple[np.ndarray, list[str], str]:
             if getattr(image, "n_frames", 1) > 1:
                 raise DataError(f"{path} is animated, of {image.n_frames} frames: give one picture.")
             if image.mode.startswith(("I", "F")):
-                raise DataError(f"{path} has more than 8 bits a pixel ({image.mode}): save it with 8.")
+                raise DataError(f"{path} has more than 8 bits per channel ({image.mode}): save it with 8.")
             if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-                raise DataError(f"{path} is transparent in parts: lay it on a background.")
+                raise DataError(f"{path} is partly transparent: put it on a background.")
             notes = ["were grey, and have three equal channels now"] if image.mode in ("1", "L", "LA") else []
             pixels, kind = image.convert("RGB"), image.format
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -304,10 +304,10 @@ def _read_image(path: str) -> tuple[np.ndarray, list[str], str]:
 
 
 def read_picture(picture: str | Path | Image.Image) -> torch.Tensor:
-    """The square in the middle of a picture, as (3, 32, 32) uint8.
+    """Centre crop of an image, resized, as (3, 32, 32) uint8.
 
     Raises:
-        DataError: the file is no picture.
+        DataError: the file is not an image.
     """
     try:
         image = picture if isinstance(picture, Image.Image) else Image.open(picture)

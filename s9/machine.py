@@ -68,7 +68,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 
 
 def environment(data: Data, device: torch.device, dtype: torch.dtype) -> dict:
-    """What a measured number depends on besides recipe and network; `dtype` is what was computed in."""
+    """Hardware and software, recorded with results; `dtype` is what was computed in."""
     return {
         "device": device_name(device),
         "precision": str(dtype).removeprefix("torch."),

@@ -9,7 +9,7 @@ from s9.recipes import Recipe
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser: weight decay acts on matrices and kernels only."""
+    """The recipe's optimiser: weight decay acts on matrices and kernels only, and not on those that Muon trains."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     kernels = [p for p in parameters if recipe.optimizer == "muon" and _mixes_channels(p)]
     others = [p for p in parameters if all(p is not kernel for kernel in kernels)]
@@ -49,9 +49,10 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """SGD with momentum, whose steps are made orthogonal in groups with `orthogonal=True`.
 
-    There a parameter is a matrix (out, in * height * width). A step has the size of the kernel itself times `lr`, and
-    the kernel is put back to its first size after it: with BatchNorm behind it its size has no meaning, and if it grew,
-    the same steps would turn it less and less. A kernel that is zero at its first step has no size to keep: it learns
+    There a parameter is a matrix (out, in * height * width). Updates are scaled to `lr` times the norm of the kernel,
+    and the kernel is rescaled to its initial norm after each step: before a BatchNorm the norm has no effect on the
+    output, and a growing norm would shrink the relative update. A kernel that is zero at its first step has no size to
+    keep: it learns
     by plain SGD with momentum, at the group's `lr`, for good.
 
     Parameters are stepped together, kernels of one shape as a stack: on a GPU, starting the arithmetic would take

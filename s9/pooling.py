@@ -86,7 +86,7 @@ def _even(weights: torch.Tensor) -> bool:
 
 
 def takes_maximum(operation: Operation, followed: Followed) -> bool:
-    """Whether it is a pooling that takes a maximum: over positions of a map, and not as a number to divide by."""
+    """Whether it is max pooling: over positions of a map, and not as a number to divide by."""
     if not operation.images or not operation.outputs:
         return False
     if "max_pool" in operation.name:

@@ -12,13 +12,13 @@ class Recipe:
     """How to train: everything but the network and the data. The defaults are the student's choices."""
 
     epochs: int = 25  # passes over the training images
-    batch_size: int = 512  # images a step; the last step of an epoch takes what is left
-    optimizer: str = "sgd"  # "sgd", "adamw", or "muon" for the kernels that mix channels and SGD for all others
+    batch_size: int = 512  # images per step; the last step of an epoch takes the rest
+    optimizer: str = "sgd"  # or "adamw", or "muon": Muon for all convolutions but depthwise ones, SGD for the rest
     learning_rate: float = 0.01  # the highest of the schedule
-    kernel_rate: float = 0.05  # "muon": how far a kernel turns in a step, as a share of its size, at the highest
+    kernel_rate: float = 0.05  # "muon": largest learning rate of its kernels, relative to their norm
     momentum: float = 0.0  # "sgd", "muon"
     nesterov: bool = False  # "sgd", "muon": Nesterov's form of it
-    weight_decay: float = 0.0  # on matrices and kernels only, not on biases and normalisation
+    weight_decay: float = 0.0  # on matrices and kernels that SGD or AdamW trains, not on biases and normalisation
     schedule: str = "step"  # "step" or "one-cycle"
     step_epochs: int = 15  # "step": epochs until the rate falls
     step_factor: float = 0.1  # "step": what it is multiplied by
@@ -28,7 +28,7 @@ class Recipe:
     cutout: int = 0  # augmentation: side of the blanked-out square, in pixels
     label_smoothing: float = 0.0  # share of the target spread over all classes
     seed: int = 0  # of the order, the augmentation and dropout
-    precision: str = "auto"  # "fp32", "bf16", "fp16" (GPU only), or "auto": the fastest that the device is good at
+    precision: str = "auto"  # "fp32", "bf16", "fp16" (GPU only), or "auto": the fastest with hardware support
 
     def __post_init__(self):
         def check(holds: bool, field: str, remedy: str):
@@ -73,7 +73,7 @@ USED_BY = {  # fields that only some choices of another field use
     "nesterov": ("optimizer", ("sgd", "muon")),
 }
 
-STUDENT_RECIPE = Recipe()  # the student's; the augmentation behind it was not published, so there is none
+STUDENT_RECIPE = Recipe()  # the student's; the augmentation was not published, so there is none
 ONE_CYCLE = replace(STUDENT_RECIPE, schedule="one-cycle", learning_rate=0.1, momentum=0.9, nesterov=True)
 AUGMENTED = replace(ONE_CYCLE, crop=4, flip=True, label_smoothing=0.1)
 S9_RECIPE = replace(AUGMENTED, batch_size=256, learning_rate=0.15, weight_decay=5e-4, optimizer="muon")

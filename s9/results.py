@@ -40,7 +40,8 @@ LAST_RUNGS = dict(list(LADDER.items())[-4:])
 
 
 def rounded(value: float, digits: int = 1) -> str:
-    """A recorded number with so many digits, halves upwards, so that text, tables and figures agree: 81.85 is 81.9."""
+    """A recorded number with this many digits, halves upwards, so that text, tables and figures agree: 81.85 is
+    81.9."""
     return str(Decimal(str(value)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
 
 
@@ -55,10 +56,10 @@ def recorded_history(run: str) -> list[dict]:
 
 
 def compared(path: Path) -> pd.DataFrame:
-    """A row a candidate of a search.csv, the best first.
+    """One row per candidate of a search.csv, the best first.
 
-    `held_out_accuracy` is the mean over its seeds, of which there are `seeds`, and `gain` the mean of what it has more
-    than its base on the seeds that both have.
+    `held_out_accuracy` is the mean over its seeds, of which there are `seeds`, and `gain` the mean difference from its
+    base over the seeds that both have.
     """
     trials = pd.read_csv(path, keep_default_na=False)
     trials = trials[trials.epochs == SEARCH_EPOCHS]
@@ -70,13 +71,13 @@ def compared(path: Path) -> pd.DataFrame:
 
 
 def test_line(record: dict, total: int) -> str:
-    """How an epoch's record is printed, with `total` test images."""
+    """One epoch's record as a line of the log, with `total` test images."""
     score = f"{record['test_correct']}/{total} ({record['test_accuracy']:.2f}%)"
     return f"Test set: Average loss: {record['test_loss']:.4f}, Accuracy: {score}"
 
 
 def history_log(history: list[dict], total: int) -> str:
-    """A history as the lines that training printed; `total` is the number of test images."""
+    """A history formatted as the training log; `total` is the number of test images."""
     lines = []
     for record in history:
         lines += [

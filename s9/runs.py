@@ -1,4 +1,4 @@
-"""A training run on disk: what it is, how far it got, and how it resumes."""
+"""Saving and resuming training runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from s9.recipes import Recipe
 
 
 class RunError(ValueError):
-    """A kept run cannot be resumed or saved; the message says why, and what to do."""
+    """A saved run cannot be resumed or saved; the message says why, and what to do."""
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -51,7 +51,7 @@ class Run:
         check_run_name(name)
         self.folder = root / name
         self.checkpoint, self.previous = self.folder / "checkpoint.pt", self.folder / "checkpoint.previous.pt"
-        self.identity = {  # what must be the same for a run to be resumed
+        self.identity = {  # must match to resume
             "network": str(model),
             "outputs": sample_outputs(model, data.train_images.shape[1:]),
             "data": f"{data.name}, {data.copy}, {len(data.train_labels)} + {len(data.test_labels)} images",
@@ -61,7 +61,7 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process.
+        """Lock the run for this process.
 
         Raises:
             RunError: another process is training it, or the folder cannot be written to.
@@ -82,19 +82,19 @@ class Run:
             raise RunError(f"{self.folder} cannot be used for a run ({error.strerror or error}).") from error
 
     def load(self) -> dict | None:
-        """The last whole checkpoint of this run, or None before there is one.
+        """The latest valid checkpoint of this run, or None before there is one.
 
-        A damaged one is set aside, with a line that says so, and the one before it used.
+        A corrupt one is renamed with a warning, and the previous one is used.
 
         Raises:
-            RunError: the run in this folder is of another recipe, network or data set, or cannot be read.
+            RunError: the run in this folder has another recipe, network or data set, or cannot be read.
         """
         with self._usable():
             checkpoint = self._last_whole()
         if checkpoint is None:
             return None
         kept = checkpoint["identity"]
-        kept["recipe"] = asdict(Recipe()) | kept["recipe"]  # fields that came later have their defaults
+        kept["recipe"] = asdict(Recipe()) | kept["recipe"]  # fields added later have their defaults
         longer = self._is_longer_than(kept["recipe"])
         if longer:
             kept["recipe"]["epochs"] = self.identity["recipe"]["epochs"]
@@ -104,7 +104,7 @@ class Run:
                     f"{self.folder} holds a run with another {name} ({_difference(kept[name], value)}): "
                     "give this run another name, or delete that folder."
                 )
-        with self._usable():  # the process may have had no time to
+        with self._usable():  # in case the process was killed before it could
             self._write("history.jsonl", _as_lines(checkpoint["history"]))
             if longer:
                 self._write_recipe()
@@ -129,10 +129,10 @@ class Run:
             ) from error
 
     def save(self, state: dict, history: list[dict], environment: dict) -> None:
-        """Write the checkpoint beside the last one, which is kept, and then the history.
+        """Save a checkpoint, keeping the previous one, and then the history.
 
         Raises:
-            RunError: it could not be written; what was there before is whole.
+            RunError: it could not be written; earlier files are intact.
         """
         try:
             if not history:
@@ -142,8 +142,8 @@ class Run:
             self._write("history.jsonl", _as_lines(history))
         except OSError as error:
             raise RunError(
-                f"{self.folder}: epoch {len(history)} could not be saved ({error.strerror}). What was saved before is "
-                "whole; free some space and start again, and the run resumes from there."
+                f"{self.folder}: epoch {len(history)} could not be saved ({error.strerror}). Earlier checkpoints are "
+                "intact; free some space and run again to resume."
             ) from error
 
     def _write_recipe(self) -> None:
@@ -160,7 +160,7 @@ class Run:
                 except DamagedError as error:
                     number = len(list(self.folder.glob("damaged-*.pt"))) + 1
                     aside = path.replace(self.folder / f"damaged-{number}.pt")
-                    print(f"{error}; it was set aside as {aside.name}, and the one before it is used.")
+                    print(f"{error}; it was set aside as {aside.name}; the previous one is used.")
         return None
 
 
@@ -168,19 +168,19 @@ def read_checkpoint(path: Path) -> dict:
     """A checkpoint, of tensors and plain Python only: nothing in the file is executed.
 
     Raises:
-        DamagedError: the file is cut, changed, or holds something else.
+        DamagedError: the file is truncated, corrupt, or not a checkpoint.
     """
     checkpoint = read_tensors(path)
     parts = {"identity": dict, "history": list, "model": dict, "random": dict, "precision": str}
     identity = {"network": str, "outputs": list, "data": str, "content": str, "recipe": dict}
     if not _has(checkpoint, parts) or checkpoint["precision"] not in ("float32", "bfloat16", "float16"):
-        raise DamagedError(f"{path} holds something else than a checkpoint")
+        raise DamagedError(f"{path} is not a checkpoint")
     if not _has(checkpoint["identity"], identity):
-        raise DamagedError(f"{path} holds something else than a checkpoint of this version")
+        raise DamagedError(f"{path} is not a checkpoint of this version")
     epochs, outputs = checkpoint["history"], checkpoint["identity"]["outputs"]
     counted = all(_has(record, {"epoch": int}) and record["epoch"] == n for n, record in enumerate(epochs, start=1))
     if not counted or not all(isinstance(output, float) for output in outputs):
-        raise DamagedError(f"{path} holds something else than a checkpoint")
+        raise DamagedError(f"{path} is not a checkpoint")
     return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""Installs what the notebook needs where it runs, such as in Colab, and leaves alone what is new enough."""
+"""Installs missing or outdated packages that the notebook needs, such as in Colab."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A trained network's weights on disk, with what else it takes to use them: its classes and its normalisation."""
+"""A trained network's weights on disk, with its classes and its normalisation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Bring `model` to what `save_weights` wrote, and return it in eval mode.
+    """Load what `save_weights` wrote into `model`, and return it in eval mode.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -40,12 +40,12 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: fetch it with the rest of the kit, or train the network anew.")
+        raise FileNotFoundError(f"{path} is missing: fetch it with the rest of the kit, or train the network again.")
     try:
         content = read_tensors(path)
         weights, preprocessing = content["weights"], Preprocessing(*content["preprocessing"])
     except (DamagedError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no whole weights ({error}): fetch it again.") from error
+        raise ValueError(f"{path} holds no valid weights ({error}): fetch it again.") from error
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -17,12 +17,12 @@ from tests.zoo import ZOO, Setup
 
 
 def ours(setup: Setup) -> list[str]:
-    """The checks of netreview that found something, the worst first, each once."""
+    """The checks of netreview that found something, most severe first, each once."""
     return list(dict.fromkeys(finding.check for finding in review(*setup)))
 
 
 def theirs(setup: Setup) -> list[str]:
-    """The checks of torchtest2 that failed or warned; where it cannot go on, the error it raises."""
+    """The checks of torchtest2 that failed or warned; where it cannot continue, the error it raises."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -35,7 +35,7 @@ def theirs(setup: Setup) -> list[str]:
 
 
 def student() -> Setup:
-    """The student's network as it was, on noise."""
+    """The student's network as published, on noise."""
     torch.manual_seed(0)
     return Setup(StudentNet(), torch.randn(64, 3, 32, 32), torch.arange(64) % 10)
 
@@ -48,7 +48,7 @@ def main() -> None:
         record = {"fault": name, "check": check}
         for reviewer, find in (("netreview", ours), ("torchtest2", theirs)):
             found = find(faulty())
-            # What it says of the healthy twin too is not about the fault.
+            # Findings that also appear on the fault-free twin are not about the fault.
             usual = find(healthy()) if healthy else []
             record[reviewer] = [check for check in found if check not in usual]
         records.append(record)

@@ -49,7 +49,7 @@ EXPERIMENTS = {
     "student": Experiment("StudentNet", {}, STUDENT_RECIPE),
     # The same with the augmentation that its course proposed, and that the student may have used.
     "student-augmented": Experiment("StudentNet", {}, replace(STUDENT_RECIPE, crop=4, flip=True, cutout=16)),
-    # The ladder, of which each rung is the one above with one thing mended.
+    # Earlier steps, each with a group of changes.
     "ladder-1": Experiment("StudentNet", {"use_relu": True}, STUDENT_RECIPE),
     "ladder-2": Experiment("StudentNet", {"use_relu": True}, ONE_CYCLE),
     "ladder-3": Experiment("StudentNet", {"use_relu": True, "norm_strided": True, "pad_strided": True}, ONE_CYCLE),

@@ -46,7 +46,7 @@ class ShownClient(NotebookClient):
         self.bar = tqdm(total=count, unit="cell", mininterval=every, dynamic_ncols=True)
 
     def _listen(self, **_) -> None:
-        """Let Ctrl-C end the kernel at once: what it trains is kept up to its last whole epoch."""
+        """Let Ctrl-C end the kernel at once: its training is saved up to the last complete epoch."""
 
         def stop() -> None:
             self.stopped = True

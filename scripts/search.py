@@ -1,8 +1,8 @@
 """The search that led to S9Net: `python -m scripts.search NAME...` tries candidates on held-out training images.
 
 Each candidate changes one setting of the one that it names as its base. It trains for a few epochs on all but 5,000 of
-the lossless training images, chosen by a fixed seed, and is tested on those: the test set plays no part. What came out
-is a row of assets/search.csv.
+the lossless training images, chosen by a fixed seed, and is tested on those: the test set is not used. Results are
+added to assets/search.csv.
 """
 
 from __future__ import annotations

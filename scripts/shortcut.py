@@ -1,4 +1,4 @@
-"""Whether a network goes by the traces of JPEG: `python -m scripts.shortcut` writes assets/shortcut.json.
+"""Whether a network relies on the traces of JPEG: `python -m scripts.shortcut` writes assets/shortcut.json.
 
 In the copy of CIFAR-10 that the kit was trained on, 863 of the 902 JPEG images are ships. The lossless test images of
 all other classes are made worse in three ways of the same squared error: saved as JPEG, with noise, blurred. A network

@@ -95,7 +95,7 @@ def _classifier(target: str, arguments: str) -> nn.Module:
             raise
         model = made(target, arguments)
     if not isinstance(model, nn.Module):
-        raise Unusable(f"{target} gives no network, but a {type(model).__name__}.")
+        raise Unusable(f"{target} returns no network, but a {type(model).__name__}.")
     model = model.cpu()
     try:
         with torch.no_grad():

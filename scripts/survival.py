@@ -1,4 +1,4 @@
-"""Kills and damages training runs in every way that we could think of, and counts what was lost.
+"""Kills training runs at various points, damages their files, and counts the failures.
 
 `python -m scripts.survival` does so many times and writes assets/survival.json, from which the README's table is made;
 test_survival.py does the same a few times.
@@ -67,7 +67,7 @@ class Drawing(nn.Module):
 
 
 def train(root: str, sabotage: str = "") -> None:
-    """What a process does: train, or go on, and perhaps be killed at a certain point of it."""
+    """What a process does: train or resume, and perhaps be killed at a certain point."""
     torch.set_num_threads(1)
     if sabotage:
         SABOTAGE[sabotage]()
@@ -210,7 +210,7 @@ def sabotages(count: int, root: Path, expected: dict) -> list[dict]:
 
 
 def damages(count: int, root: Path, expected: dict) -> list[dict]:
-    """Damage the last checkpoint, and go on from the one before it."""
+    """Damage the last checkpoint, and resume from the previous one."""
     rows = []
     for how, damage in DAMAGES.items():
         lost = 0
@@ -227,7 +227,7 @@ def damages(count: int, root: Path, expected: dict) -> list[dict]:
 
 
 def main() -> None:
-    """Try everything many times and write down what was lost."""
+    """Try everything many times and record the failures."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         assert run(root / "whole") == 0

@@ -298,13 +298,11 @@ def eight_gpus() -> str:
         f"A step of 256 images moves {traffic / 1e9:.1f} GB, for which the memory of an H100 (3.35 TB/s) needs "
         f"{1e3 * moved:.1f} ms, and consists of about {round(operations, -2):.0f} operations (and the optimiser's), "
         f"which take {1e3 * started:.0f} ms and more to start at 5 µs each. The gradient is {gradient / 1e6:.2f} MB; a "
-        f"ring of eight adds it up in about {1e6 * reduced:.0f} µs, nearly all of it for its fourteen messages. So as "
-        "it is, an epoch is bound by the starting of operations, which eight GPUs have to do as often as one: with the "
-        "recipe's 256 images a step they gain nothing. With CUDA graphs (`--compile reduce-overhead`), which start "
-        "all at once, they would be up to "
-        f"{shared:.1f} times as fast as one, and with eight times the batch, which is another recipe, up to "
-        f"{full:.1f} times. Eight runs at once (`--sweep`) are eight times as fast in any case, and that is what eight "
-        "GPUs are good for here."
+        f"ring of eight adds it up in about {1e6 * reduced:.0f} µs, nearly all of it for its fourteen messages. So an "
+        "epoch is launch-bound, and eight GPUs have as many launches as one: with 256 images per step they gain "
+        "nothing. With CUDA graphs (`--compile reduce-overhead`), which launch all at once, they would be up to "
+        f"{shared:.1f} times as fast as one, and with eight times the batch up to {full:.1f} times. Eight runs at once "
+        "(`--sweep`) are eight times as fast in any case."
     )
 
 

@@ -1,6 +1,6 @@
 """Trains the course's networks without a notebook: `python train.py NAME`.
 
-A run lives in runs/NAME/. Stopped at any time, the same command resumes after the last whole epoch.
+A run lives in runs/NAME/. Stopped at any time, the same command resumes after the last complete epoch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 
 
 def other_accuracies(model: torch.nn.Module, data: Data) -> dict[str, float]:
-    """Percent right by the mean logits of each test image and its mirror image, and of those that are no JPEGs."""
+    """Test accuracy in percent with flip averaging, and on the test images that are not JPEGs."""
     labels = data.test_labels.numpy()
     (plain, _), (averaged, _) = predict(model, data), predict(model, data, flip=True)
     lossless = slice(None) if data.test_jpeg is None else ~data.test_jpeg.numpy()

@@ -363,7 +363,7 @@ def test_an_archive_put_there_by_hand_is_checked(mirror, batches_folder, tmp_pat
     with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as tar:  # a part of it
         for name in ("data_batch_1", "test_batch", "batches.meta"):
             tar.add(batches_folder / name, f"cifar-10-batches-py/{name}")
-    with pytest.raises(DataError, match=r"cifar-10-python.tar.gz is not the archive of CIFAR-10, or not whole"):
+    with pytest.raises(DataError, match=r"cifar-10-python.tar.gz is not CIFAR-10's archive, or incomplete"):
         load_data(root=root)
 
 
@@ -420,7 +420,7 @@ def test_an_image_in_an_archive_is_named_by_its_place_there(image_folders, tmp_p
 def test_an_archive_of_cifar10s_name_is_checked_wherever_it_is(batches_folder, tmp_path):
     with tarfile.open(tmp_path / dataset.CIFAR10_ARCHIVE, "w:gz") as tar:
         tar.add(batches_folder, batches_folder.name)
-    with pytest.raises(DataError, match="not the archive of CIFAR-10"):
+    with pytest.raises(DataError, match="not CIFAR-10's archive"):
         load_data(tmp_path / dataset.CIFAR10_ARCHIVE, tmp_path / "root")
 
 

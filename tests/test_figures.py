@@ -184,7 +184,7 @@ def test_confusion_matrix_names_the_worst_confusion():
     true, predicted = [0, 0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1, 0, 0, 2]
     matrix = confusion_matrix(true, predicted, labels=range(3))
     figure = utils.plot_confusion_matrix(matrix, ("ant", "bee", "cow"), CAPTION)
-    check(figure, "67 % of class 'cow' are taken for 'ant'")
+    check(figure, "67 % of class 'cow' are called 'ant'")
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["3\n75%", "1\n25%", "0\n0%", "0\n0%", "2\n100%", "0\n0%", "2\n67%", "0\n0%", "1\n33%"]
 
@@ -256,7 +256,7 @@ def test_figures_of_any_number_of_classes_with_any_names_can_be_read(odd_classes
         assert figure.axes[0].title.get_parse_math() is False
     assert not [str(warning.message) for warning in recwarn]
     samples, _, _, confusion = drawn
-    assert "'two words' are taken for '$a_1$'" in confusion.get_suptitle()
+    assert "'two words' are called '$a_1$'" in confusion.get_suptitle()
     assert len(visible(samples)) == 2 * min(count, 20)
     assert ("20 of 200 classes" if count > 20 else f"{count} classes") in samples.get_suptitle()
     pairs = [label.get_text() for label in confusion.axes[min(1, count // 21)].get_yticklabels()]

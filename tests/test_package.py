@@ -103,8 +103,8 @@ def test_installs_by_itself_and_reviews_in_a_folder_with_the_same_names(tmp_path
         ("network.py", "names no callable"),
         ("missing.py:Net", "There is no file missing.py"),
         ("broken.py:Net", "broken.py is no valid Python: line 1"),
-        ("network:WIDTH", "gives no network, but a int"),
-        ("network:data", "gives no network, but a tuple"),
+        ("network:WIDTH", "returns no network, but a int"),
+        ("network:data", "returns no network, but a tuple"),
         ("models:Net", "not meant"),
     ],
 )

@@ -394,7 +394,7 @@ def test_crafted_checkpoints_are_set_aside(content, digits, tmp_path, capsys):
     save_tensors(content, tmp_path / "run" / "checkpoint.pt")
     assert len(quiet(Drawing(), digits, replace(survival.RECIPE, epochs=1), tmp_path)) == 1
     said = capsys.readouterr().out
-    assert "holds something else than a checkpoint" in said
+    assert "is not a checkpoint" in said
     assert "weights_only" not in said
 
 
@@ -414,7 +414,7 @@ def test_checkpoints_with_odd_parts_are_set_aside(changes, digits, tmp_path, cap
     changes = changes | {"identity": checkpoint["identity"] | changes.get("identity", {})}
     save_tensors(checkpoint | changes, path)
     assert len(quiet(Drawing(), digits, recipe, tmp_path)) == 1
-    assert "checkpoint.pt holds something else than a checkpoint; it was set aside" in capsys.readouterr().out
+    assert "checkpoint.pt is not a checkpoint; it was set aside" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("part", ["model", "optimizer", "scheduler", "scaler", "random"])

@@ -544,7 +544,7 @@ def test_classify_takes_the_middle_of_a_picture_and_normalises_it(tmp_path):
         answer = utils.classify(model, source)
         assert list(answer) == ["red", "green", "blue"]
         assert list(answer.values()) == pytest.approx(expected, rel=1e-4)
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("not an image")
     for source in (tmp_path / "text.png", tmp_path / "nowhere.png"):
         with pytest.raises(utils.DataError, match=f"{source.name} cannot be read as a picture"):
             utils.classify(model, source)

@@ -42,7 +42,7 @@ def test_every_flipped_bit_is_noticed(saved):
     whole = saved.read_bytes()
     for number, place in enumerate(torch.linspace(0, len(whole) - 1, 120).long().tolist()):
         saved.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << number % 8]) + whole[place + 1 :])
-        with pytest.raises(ValueError, match=r"weights\.pt holds no whole weights .*: fetch it again"):
+        with pytest.raises(ValueError, match=r"weights\.pt holds no valid weights .*: fetch it again"):
             load_weights(network(), saved)
 
 
@@ -51,7 +51,7 @@ def test_every_flipped_bit_is_noticed(saved):
 )
 def test_what_is_no_file_of_weights_is_named(content, saved):
     saved.write_bytes(content)
-    with pytest.raises(ValueError, match=r"weights\.pt holds no whole weights"):
+    with pytest.raises(ValueError, match=r"weights\.pt holds no valid weights"):
         load_weights(network(), saved)
 
 
@@ -61,7 +61,7 @@ def test_weights_of_another_network_or_none_are_named(saved, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.pt is missing"):
         load_weights(network(), tmp_path / "nothing.pt")
     save_tensors({"weights": {}}, saved)
-    with pytest.raises(ValueError, match="holds no whole weights"):
+    with pytest.raises(ValueError, match="holds no valid weights"):
         load_weights(network(), saved)
 
 

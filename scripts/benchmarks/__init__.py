@@ -1,1 +1,1 @@
-"""What the kit costs in time and memory, measured; run as `python -m scripts.benchmarks.NAME`."""
+"""Benchmarks of time and memory; run as `python -m scripts.benchmarks.NAME`."""

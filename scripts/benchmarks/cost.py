@@ -1,4 +1,4 @@
-"""Cost as work grows: seconds an epoch and peak memory against number of images, batch size and image size.
+"""Cost against number of images, batch size and image size: seconds per epoch and peak memory.
 
 `python -m scripts.benchmarks.cost [--rounds N]` measures each point in a process of its own, and draws assets/cost.png.
 """
@@ -28,7 +28,7 @@ AXES = {  # what varies, and for each the values of (images, batch size, image s
 
 
 def one(images: int, batch: int, size: int) -> dict:
-    """Train for an epoch on so many images, and tell its seconds and by how many MB memory grew at most."""
+    """Train for one epoch on this many images; its seconds and the peak growth of memory in MB."""
     generator = torch.Generator().manual_seed(0)
     data = utils.load_data()
     if size == 32:
@@ -60,7 +60,7 @@ def draw() -> None:
     records = {(row["bench"], row["case"]): row["value"] for row in rows}
     figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained", sharey="row")
     labels = {"cost-images": "training images", "cost-batch": "batch size", "cost-size": "pixels a side"}
-    kinds = {"seconds an epoch": "", "peak memory of training, MB": "memory, "}
+    kinds = {"s/epoch": "", "peak memory of training, MB": "memory, "}
     for column, (bench, points) in enumerate(AXES.items()):
         x = [point[column] for point in points]
         for axis, (label, prefix) in zip(axes[:, column], kinds.items(), strict=True):
@@ -68,7 +68,7 @@ def draw() -> None:
             axis.loglog(x, values, "o-")
             power = 2 if bench == "cost-size" else 1
             line = [values[-1] * (n / x[-1]) ** power for n in x]
-            axis.loglog(x, line, "--", color="grey", label="in proportion" + " to the pixels" * (power == 2))
+            axis.loglog(x, line, "--", color="grey", label="proportional" + " to the pixels" * (power == 2))
             axis.legend(loc="upper left")
             axis.set(xlabel=labels[bench], ylabel=label)
             axis.yaxis.set_tick_params(labelleft=True)
@@ -77,7 +77,7 @@ def draw() -> None:
             axis.grid(alpha=0.3)
     figure.suptitle(
         "Time grows with the images and their pixels, memory with the batch\n"
-        f"StudentNet, mended, one epoch on {rows[0]['device']}, torch {rows[0]['torch']}",
+        f"StudentNet, fixed, one epoch on {rows[0]['device']}, torch {rows[0]['torch']}",
         fontsize=14,
     )
     figure.savefig(ROOT / "assets" / "cost.png", dpi=100)

@@ -1,4 +1,4 @@
-"""Feeding: images a second, augmented (crop, flip, cutout) and normalised, in batches of 512.
+"""Data loading: images per second, augmented (crop, flip, cutout) and normalised, in batches of 512.
 
 `python -m scripts.benchmarks.feed [--images N] [--rounds N]`
 """
@@ -61,7 +61,7 @@ def kornia_batches(data: Data):
 
 
 def main() -> None:
-    """Measure all sides, and record them."""
+    """Measure all implementations, and record them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)

@@ -55,13 +55,13 @@ def work_of_a_step(experiment, data: Data) -> Work:
 
 
 def arithmetic_rate(dtype: torch.dtype, size: int = 2048) -> float:
-    """Floating-point operations a second in a product of two square matrices, the best of several."""
+    """Floating-point operations per second in a product of two square matrices, the best of several."""
     a, b = (torch.randn(size, size, device=default_device()).to(dtype) for _ in range(2))
     return 2 * size**3 / min(measuring.seconds(lambda: a @ b) for _ in range(8))
 
 
 def copy_rate(megabytes: int = 256) -> float:
-    """Bytes a second that a copy reads and writes, the best of several."""
+    """Bytes per second that a copy reads and writes, the best of several."""
     source = torch.zeros(megabytes * 2**20, dtype=torch.uint8, device=default_device())
     target = torch.empty_like(source)
     return 2 * source.nbytes / min(measuring.seconds(lambda: target.copy_(source)) for _ in range(8))

@@ -1,4 +1,4 @@
-"""What all benchmarks share: sides that take turns, and records in assets/benchmarks.json."""
+"""What all benchmarks share: implementations measured in turns, and records in assets/benchmarks.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plain way, against which the kit is measured: PIL images, a DataLoader, torch's own layers, fp32, NCHW."""
+"""The standard pipeline that the kit is compared with: PIL images, a DataLoader, torch's own layers, fp32, NCHW."""
 
 from __future__ import annotations
 

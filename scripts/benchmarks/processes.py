@@ -1,4 +1,4 @@
-"""Scaling: seconds an epoch in one and in two processes on this machine, the same global batch.
+"""Scaling: seconds per epoch in one and in two processes on this machine, the same global batch.
 
 `python -m scripts.benchmarks.processes [--rounds N]`
 """
@@ -35,7 +35,7 @@ def one(threads: int) -> None:
 
 
 def epoch_seconds(processes: int, threads: int) -> float:
-    """Seconds of the quickest epoch of three, for 50,000 images, in so many processes of so many threads."""
+    """Seconds of the quickest epoch of three, for 50,000 images, for the given numbers of processes and threads."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", "scripts.benchmarks.processes", "--one", str(threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}

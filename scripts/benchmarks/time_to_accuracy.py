@@ -1,7 +1,7 @@
-"""Seconds until 38.46 % (the student's whole result) and 85 % (the brief's bar) of the test images are right.
+"""Seconds until a test accuracy of 38.46 % (the student's result) and 85 % (the assignment's target).
 
 `python -m scripts.benchmarks.time_to_accuracy [--steps N] [--rounds N]`: how many epochs each recorded run of the
-ladder took, times the seconds an epoch of that network and recipe takes here and now, all measured in turns.
+ladder took, times the seconds per epoch of that network and recipe, all measured in turns.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def epochs_until(goal: float, history: list[dict]) -> int | None:
 
 
 def main() -> None:
-    """Measure an epoch of each rung, and record the times of those that reach a goal."""
+    """Measure an epoch of each step, and record the times of those that reach a goal."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)

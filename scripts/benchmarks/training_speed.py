@@ -1,7 +1,7 @@
-"""Training: seconds an epoch of 50,000 images, the plain way against the kit's, and how far both are from the floor.
+"""Training: seconds per epoch of 50,000 images, a standard pipeline against the kit's, and the lower bound.
 
 `python -m scripts.benchmarks.training_speed NAME [--steps N] [--rounds N]` for a NAME of train.py.
-`--accuracy EPOCHS` trains both ways for so many epochs instead, and compares what they reach.
+`--accuracy EPOCHS` trains both for that many epochs instead, and compares their accuracy.
 """
 
 import argparse

@@ -164,7 +164,7 @@ def flips_in_weights(folder: Path) -> Iterator[Try]:
             _flip(path, whole, moments)
             load_weights(network(), path)
 
-        yield Try(f"bit {number}", do, "weights.pt holds no whole weights")
+        yield Try(f"bit {number}", do, "weights.pt holds no valid weights")
 
 
 @area("bit flips in checkpoints")
