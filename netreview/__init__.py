@@ -6,6 +6,7 @@ from netreview.findings import Finding, Findings
 from netreview.history import review_history
 from netreview.rates import learning_rate_range
 from netreview.reviewer import review
+from netreview.watch import watch
 
 __all__ = [
     "Finding",
@@ -15,4 +16,5 @@ __all__ = [
     "receptive_field",
     "review",
     "review_history",
+    "watch",
 ]

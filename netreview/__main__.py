@@ -12,6 +12,7 @@ from torch import nn
 from netreview.findings import Findings
 from netreview.randomness import kept_random_states
 from netreview.reviewer import review
+from netreview.script import main_of_script
 from netreview.targets import Unusable, made
 from netreview.traces import tensors_in
 
@@ -26,6 +27,9 @@ table {{ border-collapse: collapse }} th, td {{ padding: .4em .6em; border: 1px 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print what a review finds; 0 where there is no error, 1 where there is one, 2 where nothing could be reviewed."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--script"]:
+        return main_of_script(arguments[1:])
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.images < 2 or min(given.size) < 1:
@@ -46,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="netreview",
-        description="Review an image classifier. Exit code: 0 no error, 1 an error was found, 2 nothing was reviewed.",
+        description="Review an image classifier; or, as netreview --script FILE, watch a training script. "
+        "Exit code: 0 no error, 1 an error was found, 2 nothing was reviewed.",
     )
     parser.add_argument(
         "network", metavar="NETWORK", help="what makes it: MODULE:CALLABLE, path/to/file.py:Net or notebook.ipynb:Net"
