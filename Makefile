@@ -27,6 +27,7 @@ benchmarks: .venv/installed-dev
 	$(BIN)/python -m scripts.benchmarks.time_to_accuracy
 	$(BIN)/python -m scripts.benchmarks.cost
 	$(BIN)/python -m scripts.benchmarks.processes
+	$(BIN)/python -m scripts.benchmarks.watching
 	$(BIN)/python -m scripts.readme
 
 # The tests with the oldest versions that the requirements allow, in an environment of their own. These may warn of

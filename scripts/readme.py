@@ -174,6 +174,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "processes": tables.processes_table,
     "eight GPUs": tables.eight_gpus,
     "checks": tables.checks_table,
+    "watch-checks": tables.watch_checks_table,
 }
 
 

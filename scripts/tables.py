@@ -7,6 +7,7 @@ import statistics
 from models import S9Net, StudentNet
 from netreview import receptive_field
 from netreview.findings import CHECKS
+from netreview.watch_findings import WATCH_CHECKS
 from s9.brief import check_brief
 from s9.results import LADDER, ROOT, compared, read_history, rounded
 from scripts.search import multiply_adds
@@ -309,6 +310,12 @@ def eight_gpus() -> str:
 def checks_table() -> str:
     """The checks of the review, from their registry."""
     rows = [[f"`{check.id}`", check.severity, check.doc.rstrip("."), check.advice] for check in CHECKS.values()]
+    return table(["check", "severity", "looks for", "advice"], rows)
+
+
+def watch_checks_table() -> str:
+    """The checks of `watch`, from their registry."""
+    rows = [[f"`{one.id}`", one.severity, one.doc.rstrip("."), one.advice] for one in WATCH_CHECKS.values()]
     return table(["check", "severity", "looks for", "advice"], rows)
 
 

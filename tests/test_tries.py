@@ -5,7 +5,6 @@ import pytest
 from scripts.tries import damages, exercises, networks, programs  # noqa: F401  (each registers its areas)
 from scripts.tries.trying import AREAS, SENTENCE, WELL, Try, outcome, run
 
-
 KILLED = ("kills", "damaged runs")  # which test_survival.py tries
 
 
