@@ -1,4 +1,4 @@
-"""What `netreview.watch` costs: `python -m scripts.benchmarks.watching`, seconds a step of S9Net with it and without."""
+"""What `netreview.watch` costs, in seconds a step of S9Net: `python -m scripts.benchmarks.watching`."""
 
 import argparse
 import contextlib
