@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -53,6 +54,30 @@ def read_history(path: str | Path) -> list[dict]:
 def recorded_history(run: str) -> list[dict]:
     """The history of a run in assets/runs."""
     return read_history(ASSETS / "runs" / f"{run}.jsonl")
+
+
+class RecordedFigure:
+    """A figure of assets/ as it was recorded on CIFAR-10, where a notebook has no CIFAR-10 to draw it again.
+
+    A notebook shows it under a line that says so; `savefig` is that of a matplotlib figure.
+    """
+
+    def __init__(self, name: str):
+        self.path = ASSETS / f"{name}.png"
+
+    def savefig(self, file, **_) -> None:
+        """Write the picture, a PNG, to an open file."""
+        file.write(self.path.read_bytes())
+
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(self.path.read_bytes()).decode()
+        return (
+            f"<p><b>As recorded on CIFAR-10</b>, which is not here (assets/{self.path.name}):</p>"
+            f'<img src="data:image/png;base64,{picture}">'
+        )
+
+    def __repr__(self) -> str:
+        return f"{self.path.name}, as recorded on CIFAR-10, which is not here"
 
 
 def compared(path: Path) -> pd.DataFrame:

@@ -53,7 +53,8 @@ class ShownClient(NotebookClient):
             self.ending = asyncio.ensure_future(self.km.shutdown_kernel(now=True))
 
         with contextlib.suppress(NotImplementedError):  # Windows
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, stop)
 
     def _start(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
         self.begun = cell_index
