@@ -417,9 +417,8 @@ def plot_mistakes(
 ) -> plt.Figure:
     """The most confident mistakes on the test images, the most confident first."""
     labels, names = data.test_labels.numpy(), names_to_draw(data.classes)
-    wrong = int((predicted != labels).sum())
     surest = surest_mistakes(data, predicted, probabilities)[: rows * columns]
-    title = f"{wrong:,} of {len(labels):,} are wrong; the most confident mistakes"
+    title = f"{int((predicted != labels).sum()):,} of {len(labels):,} are wrong; the most confident mistakes"
     figure, axes = new_figure(rows, columns, 2.1 * columns, 2.6 * rows + 0.8, title, caption)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -436,8 +435,7 @@ def plot_confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], caption:
     """
     names, count = names_to_draw(classes), len(classes)
     percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    off_diagonal = np.where(np.eye(count, dtype=bool), -1, percent)
-    true, taken = np.unravel_index(off_diagonal.argmax(), matrix.shape)
+    true, taken = np.unravel_index(np.where(np.eye(count, dtype=bool), -1, percent).argmax(), matrix.shape)
     title = f"{percent[true, taken]:.0f} % of class '{names[true]}' are called '{names[taken]}'"
     if count > lesson_figures.MOST_CLASSES:
         return lesson_figures.plot_worst_pairs(matrix, names, title, caption)

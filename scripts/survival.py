@@ -76,6 +76,17 @@ def train(root: str, sabotage: str = "") -> None:
         utils.train(Drawing(), utils.load_data("digits"), RECIPE, run="run", root=root, device="cpu", verbose=False)
 
 
+def train_slowly(root: str) -> None:
+    """The same with a pause after each step, so that there is time to stop it."""
+    train_quickly = utils.train
+
+    def paused(*arguments, **options):
+        return train_quickly(*arguments, on_step=lambda *_: time.sleep(0.02), **options)
+
+    utils.train = paused  # of this process alone
+    train(root)
+
+
 def die() -> None:
     """Kill this process at once."""
     os.kill(os.getpid(), signal.SIGKILL)
