@@ -66,11 +66,9 @@ def train(
 
     Args:
         model: from normalised float images (N, 3, 32, 32) to logits or log-probabilities (N, classes). It is left on
-            `device`, in eval mode, with the weights of the last epoch, and with `preprocessing`: its classes and its
-            normalisation.
+            `device`, in eval mode, with the weights of the last epoch, and with `preprocessing`.
         run: save the run under `root`/`run`: its recipe, environment, history, and one checkpoint per epoch. A finished
-            run is loaded instead of repeated, an unfinished one resumes after its last complete epoch, and one with a
-            "step" schedule continues if more epochs are asked for.
+            run is loaded instead of repeated, or continued to more epochs; an unfinished one resumes.
         verbose: print settings, progress and results.
         compile_mode: a mode of torch.compile, such as "default", or "reduce-overhead" for CUDA graphs.
         on_step: called after each step with the numbers of the epoch and of the step, from 0.
