@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import sys
 from collections.abc import Callable
 
@@ -25,7 +26,7 @@ from s9.results import ASSETS, LADDER, ROOT, rounded
 from s9.weights import load_weights
 from scripts.endings import exit_code
 from scripts.readme import signed
-from scripts.tables import CONFUSION, LESSON, SHORTCUT, accuracies, history
+from scripts.tables import CONFUSION, LESSON, SHORTCUT, accuracies, benchmarks, history
 from utils import predict
 
 WIDTH, SMALLEST, DPI = 6.4, 12, 200  # inches, points, dots per inch
@@ -294,6 +295,21 @@ def mistakes(network: str) -> plt.Figure:
     return figure
 
 
+def cost() -> plt.Figure:
+    """Seconds per epoch against the number of images, and peak memory against the batch size, from the benchmarks."""
+    figure, axes = new_figure(2, 1, 5.6, "Time is proportional to the images,\nmemory nearly to the batch size")
+    panels = (("cost-images", "s/epoch", "training images", 0), ("cost-batch", "MB", "batch size", 1))
+    for axis, (bench, unit, label, place) in zip(axes.flat, panels, strict=True):
+        rows = [row for row in benchmarks(bench) if row["unit"] == unit]
+        points = sorted((int(re.findall(r"\d+", row["case"])[place]), row["value"]) for row in rows)
+        axis.plot(*zip(*points, strict=True), "o-", color=BLUE)
+        axis.set(xlim=(0, None), ylim=(0, None), xticks=[x for x, _ in points[-3:]])
+        axis.set_xlabel(label, fontsize=SMALLEST)
+        axis.set_ylabel("s/epoch" if unit == "s/epoch" else "peak memory, MB", fontsize=SMALLEST)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 FIGURES: dict[str, Callable[[], plt.Figure]] = {
     "ladder": ladder,
     "fault": fault,
@@ -305,6 +321,7 @@ FIGURES: dict[str, Callable[[], plt.Figure]] = {
     "student-confusion": lambda: confusion("student"),
     "s9net-accuracy": s9net_accuracy,
     "s9net-confusion": lambda: confusion("s9net"),
+    "cost": cost,
 }
 OF_TEST_IMAGES = {"student-mistakes": lambda: mistakes("student"), "s9net-mistakes": lambda: mistakes("s9net")}
 DIAGRAMS = {"student-layers": StudentNet, "s9net-layers": S9Net}

@@ -32,6 +32,11 @@ def gains() -> list[tuple[str, float]]:
     return [(step, b - a) for step, (a, b) in zip(list(LADDER.values())[1:], pairwise(reached), strict=True)]
 
 
+def last_before_augmentation() -> str:
+    """The recorded step before flip and crop."""
+    return [run for run in LADDER if run in ("ladder-3", "student-padding")][-1]
+
+
 def gains_in_words() -> str:
     """Which steps gain most, and which less than one seed can tell."""
     noise = 0.5  # points: three times the spread of one run of one seed, and of the difference of two
@@ -133,6 +138,7 @@ VALUES: dict[str, Callable[[], object]] = {
     "more time": lambda: rounded(
         value_of("train-s9net", "ours", unit="s/epoch") / value_of("train-student", "ours", unit="s/epoch")
     ),
+    "fitted": lambda: rounded(history(last_before_augmentation())[-1]["train_accuracy"], 0),
     "JPEGs": lambda: jpegs("train") + jpegs("test"),
     "JPEG ships": lambda: jpegs("train", "ship") + jpegs("test", "ship"),
     "training JPEGs": lambda: jpegs("train"),

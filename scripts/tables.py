@@ -16,6 +16,7 @@ RESULTS = json.loads((ROOT / "assets" / "results.json").read_text())
 SEEDS = [row for row in RESULTS if re.fullmatch(r"s9net(-\d+)?", row["run"])]
 LESSON = json.loads((ROOT / "assets" / "lesson.json").read_text())
 CONFUSION = json.loads((ROOT / "assets" / "confusion.json").read_text())
+NARROW = "\u202f"  # a space at which no line breaks
 OLD_STUDENT_STEPS = {"ladder-1", "ladder-2", "ladder-3", "ladder-4"}  # until the steps of one change are recorded
 SHORTCUT = json.loads((ROOT / "assets" / "shortcut.json").read_text())
 
@@ -142,8 +143,8 @@ def networks_table() -> str:
     networks = (StudentNet(), StudentNet(use_relu=True, norm_strided=True, pad_strided=True, dropout=0.0), S9Net())
     seconds = value_of("train-student", "ours", unit="s/epoch"), value_of("train-s9net", "ours", unit="s/epoch")
     rows = [
-        ["parameters", *(f"{sum(p.numel() for p in network.parameters()) / 1e3:.0f} k" for network in networks)],
-        ["MACs", *(f"{multiply_adds(network) / 1e6:.1f} M" for network in networks)],
+        ["parameters", *(f"{sum(p.numel() for p in network.parameters()) / 1e3:.0f}{NARROW}k" for network in networks)],
+        ["MACs", *(f"{multiply_adds(network) / 1e6:.1f}{NARROW}M" for network in networks)],
         ["s/epoch", f"{seconds[0]:.0f}", "–", f"{seconds[1]:.0f}"],
         ["accuracy", rounded(reached["student"]), rounded(reached[fixed]), mean_and_sd()],
         ["seeds", 1, 1, len(SEEDS)],
@@ -188,7 +189,12 @@ def public_table() -> str:
 def comparison_table() -> str:
     """The narrow one: four rows."""
     cells = [
-        [linked(row, row["short"]), f"{row['parameters'] / 1e3:.0f} k", row["epochs"], rounded(row["test_accuracy"])]
+        [
+            linked(row, row["short"]),
+            f"{row['parameters'] / 1e3:.0f}{NARROW}k",
+            row["epochs"],
+            rounded(row["test_accuracy"]),
+        ]
         for row in public_rows()
         if "short" in row
     ]
@@ -216,8 +222,15 @@ def value_of(bench: str, side: str, case: str = "", unit: str | None = None) -> 
 
 def benchmark_row(row: dict, *cells) -> list:
     """The cells that all tables of benchmarks share."""
-    what = row["side"] + (f", {row['case']}" if row["case"] else "")
-    return [row["bench"], what, *cells, f"{row['value']:,g} {row['unit']}", f"{row['spread']:,g}", row["n"]]
+    what = row["side"].replace("floor", "lower bound") + (f", {row['case']}" if row["case"] else "")
+    return [
+        row["bench"].replace("feed", "data loading"),
+        what,
+        *cells,
+        f"{row['value']:,g} {row['unit']}",
+        f"{row['spread']:,g}",
+        row["n"],
+    ]
 
 
 def speed_table() -> str:

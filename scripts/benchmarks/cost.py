@@ -1,6 +1,6 @@
 """Cost against number of images, batch size and image size: seconds per epoch and peak memory.
 
-`python -m scripts.benchmarks.cost [--rounds N]` measures each point in a process of its own, and draws assets/cost.png.
+`python -m scripts.benchmarks.cost [--rounds N]` measures each point in a process of its own.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import torch
 
 import utils
@@ -54,39 +53,10 @@ def named(images: int, batch: int, size: int) -> str:
     return f"{images} images, batches of {batch}, {size}x{size} pixels"
 
 
-def draw() -> None:
-    """assets/cost.png from the records: a column for each axis, time above memory, all logarithmic."""
-    rows = [row for row in json.loads(measuring.RECORDS.read_text()) if row["bench"] in AXES]
-    records = {(row["bench"], row["case"]): row["value"] for row in rows}
-    figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained", sharey="row")
-    labels = {"cost-images": "training images", "cost-batch": "batch size", "cost-size": "pixels a side"}
-    kinds = {"s/epoch": "", "peak memory of training, MB": "memory, "}
-    for column, (bench, points) in enumerate(AXES.items()):
-        x = [point[column] for point in points]
-        for axis, (label, prefix) in zip(axes[:, column], kinds.items(), strict=True):
-            values = [records[bench, prefix + named(*point)] for point in points]
-            axis.loglog(x, values, "o-")
-            power = 2 if bench == "cost-size" else 1
-            line = [values[-1] * (n / x[-1]) ** power for n in x]
-            axis.loglog(x, line, "--", color="grey", label="proportional" + " to the pixels" * (power == 2))
-            axis.legend(loc="upper left")
-            axis.set(xlabel=labels[bench], ylabel=label)
-            axis.yaxis.set_tick_params(labelleft=True)
-            axis.set_xticks(x, map(str, x), rotation=30)
-            axis.xaxis.minorticks_off()
-            axis.grid(alpha=0.3)
-    figure.suptitle(
-        "Time grows with the images and their pixels, memory with the batch\n"
-        f"StudentNet, fixed, one epoch on {rows[0]['device']}, torch {rows[0]['torch']}",
-        fontsize=14,
-    )
-    figure.savefig(ROOT / "assets" / "cost.png", dpi=100)
-
-
 def main() -> None:
-    """Measure all points, record and draw them."""
+    """Measure all points and record them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="0 only draws what was recorded")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", nargs=3, type=int, metavar=("IMAGES", "BATCH", "SIZE"), help="one point, as JSON")
     given = parser.parse_args()
     if given.one:
@@ -94,7 +64,7 @@ def main() -> None:
         return
     data = utils.load_data()
     for bench, points in AXES.items():
-        for point in points if given.rounds else []:
+        for point in points:
             command = [sys.executable, "-m", "scripts.benchmarks.cost", "--one", *map(str, point)]
             runs = [
                 json.loads(subprocess.check_output(command, cwd=ROOT).splitlines()[-1]) for _ in range(given.rounds)
@@ -102,7 +72,6 @@ def main() -> None:
             times, memory = ([run[key] for run in runs] for key in ("seconds", "megabytes"))
             measuring.record(bench, {f"ours: {named(*point)}": times}, "s/epoch", data)
             measuring.record(bench, {f"ours: memory, {named(*point)}": memory}, "MB", data)
-    draw()
 
 
 if __name__ == "__main__":
