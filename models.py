@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from s9.cards import MODEL, read_card
 from s9.layers import Conv2d, Dropout
 from s9.weights import load_weights
 
@@ -82,6 +83,10 @@ class StudentNet(nn.Module):
         num_classes: int = 10,
     ):
         super().__init__()
+        self.options = {
+            "use_relu": use_relu, "norm_strided": norm_strided, "pad_strided": pad_strided, "dropout": dropout,
+            "num_classes": num_classes,
+        }  # fmt: skip
         padding = 1 if pad_strided else 0
 
         def separable(in_channels: int, out_channels: int) -> nn.Module:
@@ -154,6 +159,7 @@ class S9Net(nn.Module):
         super().__init__()
         if width < 2 or width % 2:
             raise ValueError(f"S9Net: width={width} does not work; give an even number from 2 up.")
+        self.options = {"width": width, "num_classes": num_classes}
         first, last = width // 2, width * 3 // 2
         self.features = nn.Sequential(
             nn.Sequential(nn.Conv2d(3, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU()),
@@ -178,3 +184,25 @@ class S9Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x).mean((2, 3)))
+
+
+def load_model(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The network of a finished run, such as runs/mine, in eval mode, with its classes and preprocessing.
+
+    Args:
+        folder: where the run is.
+        model: a new network of the same kind; networks of models.py are made from the card.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run.
+        ValueError: card or weights are damaged, or the card does not say how the network is made.
+    """
+    card = read_card(folder)
+    if model is None:
+        kind = globals().get(card["network"])
+        if kind is None or card["options"] is None:
+            raise ValueError(
+                f"{folder}: {card['network']} is no network of models.py; give one: load_model(folder, MyNetwork())."
+            )
+        model = kind(**card["options"])
+    return load_weights(model, Path(folder).expanduser() / MODEL)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from s9.cards import write_card
 from s9.data import Data
 from s9.files import DamagedError, locked, read_tensors, save_tensors, write_whole
 from s9.guards import detached_copy
@@ -50,6 +51,7 @@ class Run:
     def __init__(self, root: Path, name: str, model: nn.Module, data: Data, recipe: Recipe):
         check_run_name(name)
         self.folder = root / name
+        self.model, self.data, self.recipe = model, data, recipe
         self.checkpoint, self.previous = self.folder / "checkpoint.pt", self.folder / "checkpoint.previous.pt"
         self.identity = {  # must match to resume
             "network": str(model),
@@ -129,7 +131,7 @@ class Run:
             ) from error
 
     def save(self, state: dict, history: list[dict], environment: dict) -> None:
-        """Save a checkpoint, keeping the previous one, and then the history.
+        """Save a checkpoint, keeping the previous one, and then the history; after the last epoch, weights and a card.
 
         Raises:
             RunError: it could not be written; earlier files are intact.
@@ -140,6 +142,8 @@ class Run:
                 self._write("environment.json", json.dumps(environment, indent=2) + "\n")
             save_tensors(state | {"identity": self.identity, "history": history}, self.checkpoint, self.previous)
             self._write("history.jsonl", _as_lines(history))
+            if len(history) == self.recipe.epochs:
+                write_card(self.folder, self.model, self.data, self.recipe, history, environment)
         except OSError as error:
             raise RunError(
                 f"{self.folder}: epoch {len(history)} could not be saved ({error.strerror}). Earlier checkpoints are "

@@ -139,6 +139,8 @@ def train_one(
     experiment: Experiment, run: str, data: Data, given: argparse.Namespace
 ) -> tuple[list[dict], torch.nn.Module]:
     """Train `experiment` as the run `run`, as the command line says, and return its history and network."""
+    if len(data.classes) != 10:
+        experiment = experiment._replace(options=experiment.options | {"num_classes": len(data.classes)})
     model = experiment.build()
     history = train(
         model, data, experiment.recipe, run=run, root=given.root, verbose=not given.sweep, compile_mode=given.compile

@@ -453,7 +453,7 @@ def rate_far_too_low(broken):
 
 @fault("learning-rate")
 def rate_far_too_high(broken):
-    return with_rate(20.0 if broken else 0.05)
+    return with_rate(100.0 if broken else 0.05)
 
 
 # Of kinds that people reported of their own networks.
