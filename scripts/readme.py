@@ -173,6 +173,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "reviewers": tables.reviewers_table,
     "results": tables.results_table,
     "survival": tables.survival_table,
+    "tries": tables.tries_table,
     "speed": tables.speed_table,
     "same accuracy": tables.same_accuracy_table,
     "time to accuracy": tables.time_to_accuracy_table,

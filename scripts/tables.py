@@ -88,6 +88,15 @@ def survival_table() -> str:
     )
 
 
+def tries_table() -> str:
+    """What people do, by area, and how it ended."""
+    rows = asset("tries")["rows"]
+    ends = ("tries", "well", "in one sentence")
+    cells = [[row["area"], *(row[end] for end in ends), len(row["others"])] for row in rows]
+    cells.append(["all", *(sum(column) for column in list(zip(*cells, strict=True))[1:])])
+    return table(["area", "tries", "ended well", "in one sentence", "otherwise"], cells)
+
+
 def brief_table() -> str:
     """The assignment's requirements."""
     reached = accuracies()
