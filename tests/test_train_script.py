@@ -211,7 +211,7 @@ def test_ctrl_c_in_a_sweep_of_two_processes(tmp_path):
     while process.poll() is None and not list(tmp_path.glob("*/history.jsonl")):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "n = " not in out

@@ -259,7 +259,8 @@ def test_a_finished_run_is_loaded_and_leaves_its_records(random_data, tmp_path, 
     assert surroundings["data"] == "noise, made for tests"
     assert surroundings["precision"] == "float32"
     assert sorted(path.name for path in home.iterdir()) == [
-        ".s9-lock", "checkpoint.previous.pt", "checkpoint.pt", "environment.json", "history.jsonl", "recipe.json",
+        ".s9-lock", "checkpoint.previous.pt", "checkpoint.pt", "environment.json", "history.jsonl", "model.json",
+        "model.pt", "recipe.json",
     ]  # fmt: skip
     again = small_net(seed=9)
     capsys.readouterr()
