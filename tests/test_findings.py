@@ -10,7 +10,7 @@ from torch import nn
 from zoo import ZOO, Net, pictures
 
 from models import StudentNet
-from netreview import Findings, affine_equivalent, learning_rate_range, review, review_history
+from netreview import Findings, affine_equivalent, learning_rate_range, review
 from netreview.findings import CHECKS, SEVERITIES
 
 ROOT = Path(__file__).parent.parent
@@ -133,31 +133,6 @@ def test_range_test_finds_the_edge_of_stability():
     assert curve.diverges is None or curve.diverges > 2
     assert model.w.item() == 3.0
     assert optimizer.param_groups[0]["lr"] == 0.1
-
-
-def epochs(train, test, loss, test_loss=None):
-    return [
-        {"epoch": i + 1, "train_accuracy": a, "test_accuracy": b, "train_loss": c, "test_loss": d}
-        for i, (a, b, c, d) in enumerate(zip(train, test, loss, test_loss or loss, strict=True))
-    ]
-
-
-@pytest.mark.parametrize(
-    ("history", "expected"),
-    [
-        (epochs([50, 80, 95], [50, 78, 90], [1.5, 0.8, 0.3]), set()),
-        (epochs([50, 80, 99], [50, 70, 75], [1.5, 0.8, 0.1]), {"overfitting"}),
-        (epochs([30, 38, 39], [31, 38, 40], [2.0, 1.8, 1.7]), {"underfitting"}),
-        (epochs([50, 70, 80], [55, 77, 86], [1.5, 0.8, 0.6]), {"over-regularised"}),
-        (epochs([50, 60, 15], [50, 55, 11], [1.5, 0.8, float("nan")]), {"divergence", "underfitting"}),
-        (epochs([0, 0, 0], [0, 0, 0], [1.5, 0.3, 0.02]), {"accuracy-not-counted"}),
-        (epochs([65, 82, 95], [12, 10, 10], [1.5, 0.5, 0.1]), {"test-set-differs"}),
-        ([], set()),
-        (epochs([80] * 8, [78] * 8, [1.0, 0.9, 0.8, 0.7, 0.65, 0.6, 0.6, 0.6], [1.0] * 8), {"plateau"}),
-    ],
-)
-def test_histories(history, expected):
-    assert {finding.check for finding in review_history(history)} == expected
 
 
 def test_findings_print_and_show_as_html():
